@@ -1,0 +1,285 @@
+"""The cache: how a model is made to keep what a strategy says, through transformers' own cache protocol.
+
+Each layer holds a *strip*: a buffer whose slots stand at consecutive positions. The cache is a view sliding along
+it, sinks first, so that an entry's position is its slot and the view is always in text order. Window keys never move
+inside the strip; the sinks are laid anew before the window on every step, turned from a pristine copy
+to the positions just before it: work in O(sinks), and rounding never accumulates. When the view reaches the strip's
+end it is copied back to the beginning, at most once in ``slack`` steps.
+
+Positions are kept small: when the next would pass ``reach``, all keys are turned back (:meth:`StreamCache._rebase`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, get_layer_types_and_kwargs
+
+from sinkbench.errors import UserError
+from sinkbench.families import read_positions
+from sinkbench.positions import Rope
+from sinkbench.strategies import Keep
+
+BLOCK = 1024  # tokens by which an unbounded strip grows
+
+
+@dataclass
+class Sinks:
+    """The first tokens of a stream as they arrived: keys ``(B, H, S, D)`` at positions 0 to S - 1, and values."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class KeptLayer(CacheLayerMixin):
+    """One layer's keys and values under a :class:`Keep`.
+
+    Args:
+        keep: what survives an update.
+        rope: how this layer's keys turn with position; ``None`` where they do not.
+        is_sliding: whether this stands for a sliding-window layer of the model.
+    """
+
+    supports_early_init = False
+
+    def __init__(self, keep: Keep, rope: Rope | None, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.keep, self.rope, self.is_sliding = keep, rope, is_sliding
+        self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
+        self.start = self.end = 0  # slots of the window, sinks apart
+        self.offset = 0  # position of slot 0
+        self.seen = 0  # tokens that passed
+        self.apart = False  # whether the attention handles the sinks itself (see sinkbench.attention)
+        # Where frequencies change with the sequence length and the window is longer than they hold, every step
+        # turns every key anew, from keys kept unturned.
+        self.unturned = bool(rope and rope.limit and keep.window is not None and keep.window + 1 > rope.limit)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(0)
+        self.values = value_states.new_empty(0)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add ``(B, H, n, D)`` keys and values; answer with all that the new tokens may attend to, in text order.
+
+        More than one token at a time is exact as long as nothing has to be dropped between them. Beyond that the
+        attention has to be told (:func:`sinkbench.attention.attending`): with ``apart`` set, the answer holds the
+        carried window and the new tokens, and not the sinks once they have left the window.
+
+        Raises:
+            UserError: several tokens at once that plain attention would read wrongly.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n = key_states.shape[-2]
+        if n > 1 and not self.apart and self.keep.window is not None and self.held + n > self.keep.window + 1:
+            raise UserError(
+                f"{n} tokens at once do not fit a cache of {self.keep.window}: feed them through a model loaded with "
+                "sinkbench.AutoModelForCausalLM, or one at a time"
+            )
+        self._make_room(key_states, value_states, n)
+        position = self.end + self.offset
+        if self.unturned:
+            key_states = self._turned(
+                key_states, -torch.arange(position, position + n, device=self.device), position + n
+            )
+        self.keys[:, :, self.end : self.end + n] = key_states
+        self.values[:, :, self.end : self.end + n] = value_states
+        self.end += n
+        self.seen += n
+        first = self.start if self.apart else self._lay_sinks()
+        keys, values = self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
+        if self.unturned:
+            length = keys.shape[-2]
+            keys = self._turned(keys, torch.arange(length, device=self.device), length).to(key_states.dtype)
+        self._evict()
+        return keys, values
+
+    def _turned(self, keys: Tensor, by: Tensor, length: int) -> Tensor:
+        assert self.rope is not None
+        return self.rope.at_length(length).move(keys.float(), by)
+
+    def _lay_sinks(self) -> int:
+        """Put the sinks into the slots just before the window; answer with the first slot of the view."""
+        if self.sinks is None:
+            return self.start
+        first, count = self.start - self.keep.sinks, self.keep.sinks
+        if count:
+            keys = self.sinks.keys
+            if self.rope is not None and not self.unturned:
+                keys = self.rope.move(keys, torch.tensor([first + self.offset], device=self.device))
+            self.keys[:, :, first : self.start] = keys
+            self.values[:, :, first : self.start] = self.sinks.values
+        return first
+
+    def _evict(self) -> None:
+        recent = self.keep.recent
+        if recent is None or self.held <= self.keep.sinks + recent:
+            return
+        if self.sinks is None:
+            count = self.keep.sinks
+            self.sinks = Sinks(self.keys[:, :, :count].clone(), self.values[:, :, :count].clone())
+            self.start = count
+        self.start = max(self.start, self.end - recent)
+
+    def _make_room(self, keys: Tensor, values: Tensor, n: int) -> None:
+        capacity = self.keys.shape[2] if self.keys.numel() else 0
+        if self.end + n <= capacity:
+            return
+        kept, first = self.end - self.start, self.keep.sinks if self.sinks is not None else 0
+        recent = self.keep.recent
+        if recent is None:
+            needed = -(-(kept + n) // BLOCK) * BLOCK
+        else:
+            needed = self.keep.sinks + recent + max(n, 1 + max(recent // 4, 32))
+        self.keys = self._laid_back(self.keys, keys, first, max(needed, capacity))
+        self.values = self._laid_back(self.values, values, first, max(needed, capacity))
+        self.offset += self.start - first
+        self.start, self.end = first, first + kept
+
+    def _laid_back(self, strip: Tensor, like: Tensor, first: int, capacity: int) -> Tensor:
+        """The window of ``strip`` moved to slot ``first``, in a strip of ``capacity`` slots."""
+        dtype = torch.float32 if self.unturned and strip is self.keys else like.dtype
+        window = strip[:, :, self.start : self.end] if strip.numel() else None
+        if strip.numel() == 0 or strip.shape[2] < capacity:
+            strip = torch.empty(*like.shape[:2], capacity, like.shape[3], dtype=dtype, device=like.device)
+        elif window is not None:
+            window = window.clone()
+        if window is not None:
+            strip[:, :, first : first + window.shape[2]] = window
+        return strip
+
+    def shift(self, by: int) -> None:
+        """Move every position of the window by ``by``."""
+        self.offset += by
+        if self.rope is not None and not self.unturned and self.end > self.start:
+            window = self.keys[:, :, self.start : self.end]
+            self.keys[:, :, self.start : self.end] = self.rope.move(window, torch.tensor([by], device=self.device))
+
+    @property
+    def held(self) -> int:
+        """Entries kept for the next step, sinks among them."""
+        return self.end - self.start + (self.keep.sinks if self.sinks is not None else 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values held for the next step."""
+        if not self.is_initialized or not self.keys.numel():
+            return 0
+        per_token = [s.shape[0] * s.shape[1] * s.shape[3] * s.element_size() for s in (self.keys, self.values)]
+        return self.held * sum(per_token)
+
+    def get_seq_length(self) -> int:
+        return self.held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.held + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1 if self.keep.window is None else self.keep.window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")
+
+    def reset(self) -> None:
+        self.sinks, self.start, self.end, self.offset, self.seen = None, 0, 0, 0, 0
+
+    def _map(self, pick) -> None:  # noqa: ANN001
+        if not self.is_initialized or not self.keys.numel():
+            return
+        self.keys, self.values = pick(self.keys), pick(self.values)
+        if self.sinks is not None:
+            self.sinks = Sinks(pick(self.sinks.keys), pick(self.sinks.values))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices.to(x.device)])
+
+
+class StreamCache(Cache):
+    """A cache for ``model`` that keeps what ``keep`` says. Pass it as ``past_key_values``.
+
+    The strategy governs the full-attention layers. A sliding-window layer of a model that has others as well keeps
+    its own window; in a model with none but sliding layers (Mistral) the strategy governs them all, unless its
+    window is the larger one. Linear-attention layers are left as they are.
+
+    Raises:
+        UserError: the model's positions cannot stream, or a layer is of an unknown kind.
+    """
+
+    def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
+        ropes = read_positions(model) if keep.recent is not None else _unread(model)
+        self.keep = keep
+        self.position = 0  # of the next token
+        self.seen = 0  # tokens fed
+        super().__init__(layers=_layers(model, keep, ropes))
+        self.device = model.device
+
+    def advance(self, n: int) -> Tensor:
+        """The positions at which the next ``n`` tokens are to be fed, shape ``(1, n)``, int64."""
+        if self.position + n > self.reach(n):
+            self._rebase()
+        positions = torch.arange(self.position, self.position + n, device=self.device)[None]
+        self.position += n
+        self.seen += n
+        return positions
+
+    def reach(self, n: int) -> int:
+        """Positions stay below this: small enough for float32 angles, and for the model's frequencies to hold."""
+        window = self.keep.window
+        if window is None:
+            return 2**62
+        if any(layer.unturned for layer in self.kept):
+            return window + 1  # the last position inside the cache, plus one
+        limits = [layer.rope.limit for layer in self.kept if layer.rope and layer.rope.limit]
+        return min([max(2 * window, window + 512, window + n), *limits])
+
+    def _rebase(self) -> None:
+        held = max(layer.held for layer in self.kept)
+        for layer in self.kept:
+            layer.shift(held - self.position)
+        self.position = held
+
+    @property
+    def kept(self) -> list[KeptLayer]:
+        """The layers that hold keys and values."""
+        return [layer for layer in self.layers if isinstance(layer, KeptLayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held for the next step, over all layers."""
+        return sum(layer.nbytes for layer in self.kept)
+
+
+def _unread(model: PreTrainedModel) -> list[Rope | None]:
+    """Dense attention never moves a key, so any model will do."""
+    return [None] * model.config.get_text_config(decoder=True).num_hidden_layers
+
+
+def _layers(model: PreTrainedModel, keep: Keep, ropes: list[Rope | None]) -> list[CacheLayerMixin]:
+    config = model.config.get_text_config(decoder=True)
+    types, kwargs = get_layer_types_and_kwargs(config)
+    own_window = kwargs.get("sliding_window")
+    none_full = "full_attention" not in types
+    native = DynamicCache(config=config).layers
+    layers: list[CacheLayerMixin] = []
+    for index, kind in enumerate(types):
+        if kind == "full_attention":
+            layers.append(KeptLayer(keep, ropes[index]))
+        elif kind == "sliding_attention":
+            governed = none_full and keep.window is not None and keep.window < own_window
+            layers.append(KeptLayer(keep if governed else Keep(0, own_window - 1), ropes[index], is_sliding=True))
+        elif not isinstance(native[index], DynamicLayer):
+            layers.append(native[index])
+        else:
+            raise UserError(f"{type(model).__name__} has {kind} layers, which sinkbench does not know how to cut")
+    return layers

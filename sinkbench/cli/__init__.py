@@ -1,0 +1,90 @@
+"""The command line: thin, one module a command."""
+
+import sys
+from collections.abc import Iterable
+
+import typer
+
+from sinkbench.cli.compare import compare_runs
+from sinkbench.cli.plot import plot
+from sinkbench.cli.run import run
+from sinkbench.errors import UserError
+
+MANY_VALUES = {"--features"}  # options that take several values after one flag
+
+app = typer.Typer(
+    help="What does a language model lose, and what does it cost, when its KV cache is cut?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Errors are one line; --debug, anywhere on the line, shows where they come from.",
+)
+app.command()(run)
+app.command()(plot)
+app.command("compare")(compare_runs)
+
+
+def _version(value: bool) -> None:
+    if value:
+        from sinkbench import __version__
+
+        typer.echo(f"sinkbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def spelled(arguments: Iterable[str]) -> list[str]:
+    """Arguments as typer wants them: ``-`` for ``_`` in option names, a flag before each of several values."""
+    out: list[str] = []
+    many: str | None = None
+    fresh = False
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, value = argument.partition("=")
+            name = name.replace("_", "-")
+            many, fresh = (name, True) if name in MANY_VALUES else (None, False)
+            out.append(name + equals + value)
+            fresh = fresh and not equals
+        elif argument.startswith("-") and len(argument) > 1:
+            many = None
+            out.append(argument)
+        else:
+            if many and not fresh:
+                out.append(many)
+            out.append(argument)
+            fresh = False
+    return out
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; what the user can mend is one line and exit status 2."""
+    arguments = spelled(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    try:
+        app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
+    except UserError as error:
+        if debug:
+            raise
+        _fail(str(error))
+    except typer.Abort:
+        _fail("aborted")
+    except Exception as error:
+        # what the parser refuses carries its own exit status and says so in one line
+        if debug or not hasattr(error, "format_message"):
+            raise
+        _fail(f"{error.format_message().rstrip('.')} (see sinkbench --help)")
+
+
+def _fail(message: str) -> None:
+    print(f"sinkbench: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)

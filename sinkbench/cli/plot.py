@@ -1,0 +1,59 @@
+"""``sinkbench plot``: the figure of all runs in a folder."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sinkbench.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot(
+    output_dir: Annotated[Path, typer.Option(help="Folder of the CSVs that sinkbench run wrote.")] = Path("results"),
+    features: Annotated[
+        list[str],
+        typer.Option(
+            help="What to draw: the first on the left axis, each further one on its own right axis.",
+            metavar="{perplexity,vram,latency}...",
+        ),
+    ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it
+    title: Annotated[str | None, typer.Option(help="\\n breaks the line.", show_default="names the features")] = None,
+    log_perplexity_limit: Annotated[float, typer.Option(help="Highest log perplexity shown; 0 for no limit.")] = 5.0,
+    skip_first: Annotated[
+        int, typer.Option(min=0, help="Rows of each run not to draw: perplexity is unstable at first.")
+    ] = 100,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="File to write: .png, .svg or .pdf.", show_default="<output-dir>/<features joined by _>.png"),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
+) -> None:
+    """Draw the results in a folder: perplexity, memory and latency over the input length."""
+    from sinkbench import figures  # matplotlib and pandas take a while to import; --help should not
+    from sinkbench.results import read_results
+
+    features = figures.checked(features)
+    path = output or output_dir / f"{'_'.join(features)}.png"
+    figures.check_format(path)
+    results = read_results(output_dir)
+    figure = figures.draw(results, features, title, log_perplexity_limit, skip_first)
+    for note in figures.left_out(results, features, skip_first):
+        typer.echo(f"note: {note}", err=True)
+    figures.save(figure, path)
+    typer.echo(f"saved {path}")
+    if show:
+        _show(figure, path)
+
+
+def _show(figure: "Figure", path: Path) -> None:
+    """A window, until it is closed."""
+    from matplotlib import pyplot
+    from matplotlib.backends.registry import BackendFilter, backend_registry
+
+    if pyplot.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
+        raise UserError(f"--show found no display or no window toolkit (such as tkinter): look at {path} instead")
+    pyplot.figure(figure)
+    pyplot.show()

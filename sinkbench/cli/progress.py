@@ -1,0 +1,78 @@
+"""What is shown while a run goes on, and at its end."""
+
+import math
+import time
+from types import TracebackType
+from typing import Self
+
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from sinkbench.engines.step import Steps
+from sinkbench.runs import ENDED, OUT_OF_MEMORY, RunOptions, RunResult
+
+
+class Progress:
+    """A live line on a terminal; nothing elsewhere."""
+
+    def __init__(self, options: RunOptions) -> None:
+        console = Console(stderr=True)
+        self._bars = bars.Progress(
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(bar_width=12),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[state]}"),
+            bars.TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="loading")
+        self._shown = 0.0
+
+    def watch(self, step: Steps, result: RunResult) -> None:
+        """Take note of a written row."""
+        if self._bars.disable or time.monotonic() - self._shown < 0.2:
+            return
+        self._shown = time.monotonic()
+        memory = f"{step.vram:.1f} GiB" if step.vram is not None else f"KV {step.kv_cache_bytes / 2**20:.0f} MiB"
+        state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}  {memory}"
+        self._bars.update(self._task, completed=result.rows, state=state)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+
+def outcome(result: RunResult, asked: int) -> str:
+    """What happened to a run, in a few words."""
+    if result.exit_reason == OUT_OF_MEMORY:
+        return f"ran out of memory after {result.rows:,} tokens"
+    if result.exit_reason == ENDED:
+        return f"the dataset ended after {result.rows:,} of {asked:,} tokens"
+    if result.interrupted:
+        return f"{result.exit_reason} after {result.rows:,} tokens; they are kept"
+    return result.exit_reason
+
+
+def report(options: RunOptions, result: RunResult) -> None:
+    """The closing table."""
+    table = Table(title=f"{options.experiment} · {options.model.name} · {options.source.name}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("outcome", outcome(result, options.num_tokens))
+    table.add_row("tokens", f"{result.rows:,} at {result.tokens_per_second:.1f} a second")
+    ppl = "-" if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
+    table.add_row("perplexity", ppl)
+    if result.latency is not None:
+        table.add_row("median latency", f"{result.latency * 1e3:.2f} ms a token")
+    if result.peak_vram is not None:
+        table.add_row("CUDA memory", f"{result.peak_vram:.2f} GiB at most")
+    table.add_row("KV cache", f"{result.kv_cache_bytes / 2**20:.1f} MiB at most")
+    table.add_row("rows", str(result.csv))
+    Console().print(table)

@@ -1,0 +1,135 @@
+"""``sinkbench run``: one strategy over one stream."""
+
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sinkbench import embedded
+
+
+class Experiment(StrEnum):
+    """The strategies."""
+
+    attention_sinks = "attention_sinks"
+    transformers = "transformers"
+    windowed = "windowed"
+    recompute = "recompute"
+
+
+class Engine(StrEnum):
+    """The engines."""
+
+    stepwise = "stepwise"
+    parallel = "parallel"
+
+
+class Dtype(StrEnum):
+    """The types of weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+MODEL, DATA, STRATEGY, OUTPUT, SPEED = "Model", "Dataset", "Strategy", "Output", "How to run"
+
+
+def run(
+    experiment: Annotated[
+        Experiment,
+        typer.Option(
+            metavar="NAME", help="attention_sinks, transformers, windowed or recompute.", rich_help_panel=STRATEGY
+        ),
+    ] = Experiment.attention_sinks,
+    window_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Cache entries kept between steps.", rich_help_panel=STRATEGY)
+    ] = 1024,
+    attention_sink_size: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many of them are the first tokens.", rich_help_panel=STRATEGY)
+    ] = 4,
+    model_name_or_path: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Hub id, folder, .gguf file, or smollm2-135m (embedded).", rich_help_panel=MODEL
+        ),
+    ] = embedded.MODEL,
+    revision: Annotated[
+        str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=MODEL)
+    ] = "main",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
+    ] = False,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(
+            metavar="TYPE",
+            help="auto, float32, bfloat16 or float16; auto is float32 on a CPU and the checkpoint's own on a GPU.",
+            rich_help_panel=MODEL,
+        ),
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None,
+        typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
+    ] = None,
+    dataset_name: Annotated[
+        str, typer.Option(metavar="NAME", help="Hub id, file, folder, or kjv (embedded).", rich_help_panel=DATA)
+    ] = embedded.TEXT,
+    data_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of text, or of lists of token ids.", rich_help_panel=DATA)
+    ] = "text",
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Configuration of the dataset.", rich_help_panel=DATA)
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="Split of the dataset.", rich_help_panel=DATA)] = "test",
+    num_samples: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Rows to read, as one stream.", rich_help_panel=DATA)
+    ] = 1,
+    num_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens to predict.", rich_help_panel=DATA)
+    ] = 8192,
+    output_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where <experiment>.csv and .json go.", rich_help_panel=OUTPUT)
+    ] = Path("results"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing result.", rich_help_panel=OUTPUT)
+    ] = False,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            metavar="NAME",
+            help="stepwise: token by token; parallel: many tokens a forward, the same NLLs.",
+            rich_help_panel=SPEED,
+        ),
+    ] = Engine.stepwise,
+    chunk_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Tokens a forward (parallel engine).", rich_help_panel=SPEED)
+    ] = None,
+) -> None:
+    """Run one strategy over a stream of tokens; write its CSV and JSON."""
+    warnings.filterwarnings("ignore", module="transformers|torch")
+    from sinkbench import runs  # torch and transformers take seconds to import; --help should not
+    from sinkbench.cli.progress import Progress, report
+    from sinkbench.models import ModelSource
+    from sinkbench.streams import Source
+
+    options = runs.RunOptions(
+        experiment=str(experiment),
+        model=ModelSource(model_name_or_path, revision, trust_remote_code, str(dtype), device_map),
+        source=Source(dataset_name, data_column, task, split, num_samples),
+        num_tokens=num_tokens,
+        window_size=window_size,
+        attention_sink_size=attention_sink_size,
+        engine=str(engine),
+        chunk_size=chunk_size,
+        output_dir=output_dir,
+        overwrite=overwrite,
+    )
+    with Progress(options) as progress:
+        result = runs.run(options, progress.watch)
+    report(options, result)
+    if result.interrupted:
+        raise typer.Exit(143 if "SIGTERM" in result.exit_reason else 130)

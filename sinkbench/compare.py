@@ -1,0 +1,125 @@
+"""How runs over the same tokens differ: perplexities with intervals, what is lost to dense attention, and where."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sinkbench.errors import UserError
+
+RESAMPLES = 2000
+SMOOTH = 256  # tokens over which an NLL level is judged
+DIVERGED = 0.05  # nats above dense attention, over SMOOTH tokens, that count as a loss
+BROKEN = 0.5  # nats above the best of the runs, over SMOOTH tokens, that count as failure
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def exp(self) -> "Interval":
+        return Interval(*(float(np.exp(x)) for x in (self.value, self.low, self.high)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One run among others over the same tokens.
+
+    Attributes:
+        perplexity: ``exp`` of the mean NLL.
+        loss: mean NLL minus that of dense attention over the same tokens, nats; ``None`` without a dense run.
+        diverges: the first token from which the run loses to dense attention; ``None`` where it never does.
+        breaks: the first token from which the run fails against the best of all; ``None`` where it never does.
+    """
+
+    name: str
+    tokens: int
+    perplexity: Interval
+    loss: Interval | None
+    diverges: int | None
+    breaks: int | None
+
+
+def compare(runs: dict[str, pd.DataFrame], baseline: str = "transformers") -> list[Comparison]:
+    """Compare runs over the tokens that all of them have read.
+
+    Raises:
+        UserError: the runs predicted different tokens.
+    """
+    check_same_tokens(runs)
+    length = min(len(frame) for frame in runs.values())
+    nll = {name: frame["nll"].to_numpy(float)[:length] for name, frame in runs.items()}
+    best = _best(list(nll.values()))
+    dense = nll.get(baseline)
+    compared = []
+    for name, values in nll.items():
+        loss = diverges = None
+        if dense is not None and name != baseline:
+            difference = values - dense
+            loss = interval(difference)
+            diverges = _onset(difference, DIVERGED)
+        breaks = _onset(values - best, BROKEN)
+        compared.append(Comparison(name, length, interval(values).exp(), loss, diverges, breaks))
+    return compared
+
+
+def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
+    """Raise where two runs did not predict the same tokens, as far as their files tell."""
+    known = {name: frame["token"].to_numpy() for name, frame in runs.items() if "token" in frame}
+    if not known:
+        return
+    first, tokens = next(iter(known.items()))
+    for name, others in known.items():
+        shared = min(len(tokens), len(others))
+        differ = np.flatnonzero(tokens[:shared] != others[:shared])
+        if differ.size:
+            raise UserError(
+                f"{first} and {name} are not over the same tokens: they differ from token {differ[0] + 1} on; "
+                "compare runs of one dataset, column and tokenizer"
+            )
+
+
+def interval(values: np.ndarray, seed: int = 0) -> Interval:
+    """The mean of ``values`` and its 95 % interval by a circular block bootstrap (Politis and Romano, 1992).
+
+    Neighbouring tokens are not independent, so blocks are drawn, not tokens: ``2 n^(1/3)`` of them in length, at
+    least 32.
+    """
+    n = len(values)
+    block = min(n, max(32, round(2 * n ** (1 / 3))))
+    sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
+    means = (sums[block:] - sums[:-block]) / block
+    count = -(-n // block)
+    draws = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, count))
+    low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _ahead(values: np.ndarray) -> np.ndarray:
+    """Mean over the next ``SMOOTH`` values, for every start that has as many (or all, where there are fewer)."""
+    width = min(SMOOTH, len(values))
+    sums = np.cumsum(np.concatenate([[0.0], values]))
+    return (sums[width:] - sums[:-width]) / width
+
+
+def _best(runs: list[np.ndarray]) -> np.ndarray:
+    """At each token, the NLL of the run that does best over the tokens ahead."""
+    levels = np.stack([_ahead(values) for values in runs]).argmin(axis=0)
+    choice = np.concatenate([levels, np.full(len(runs[0]) - len(levels), levels[-1])])
+    return np.stack(runs)[choice, np.arange(len(choice))]
+
+
+def _onset(excess: np.ndarray, threshold: float) -> int | None:
+    """The token (from 1) at which a lasting excess begins: over the tokens ahead it exceeds ``threshold`` on average.
+
+    An average sees ahead of the event, so the answer is the first token from there on that is worse by itself.
+    """
+    lasting = np.flatnonzero(_ahead(excess) > threshold)
+    if not lasting.size:
+        return None
+    worse = np.flatnonzero(excess[lasting[0] :] > min(threshold, 0.01))
+    return int(lasting[0] + worse[0]) + 1

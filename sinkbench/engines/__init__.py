@@ -1,0 +1,1 @@
+"""How a stream is run: engines turn a model, a strategy and tokens into steps."""

@@ -1,0 +1,53 @@
+"""The language-model head and the loss, in slices."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from sinkbench.errors import UserError
+
+SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
+
+
+def backbone(model: PreTrainedModel) -> Any:
+    """The model without its head.
+
+    Raises:
+        UserError: the model does not say which part that is.
+    """
+    body = getattr(model, model.base_model_prefix, None)
+    if body is None or body is model:
+        raise UserError(f"{type(model).__name__} does not separate its head from its body: use --engine stepwise")
+    return body
+
+
+def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, shape ``(n, width)``; float32.
+
+    The head is the model's own forward with the body replaced by its result, so that whatever the model does
+    to its logits (soft caps, scales) is done here too.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    rows = max(1, SLICE_BYTES // (4 * vocabulary))
+    out = []
+    for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
+        with _body_answers(model, part[None]):
+            logits = model(input_ids=wanted[None], use_cache=False).logits[0]
+        out.append(cross_entropy(logits.float(), wanted.to(logits.device), reduction="none"))
+    return torch.cat(out)
+
+
+@contextmanager
+def _body_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
+    body = backbone(model)
+    object.__setattr__(body, "forward", lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden))
+    try:
+        yield
+    finally:
+        object.__delattr__(body, "forward")

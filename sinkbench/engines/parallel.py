@@ -1,0 +1,115 @@
+"""Many tokens a forward, with the NLLs of the stepwise engine.
+
+The stream is read in chunks; between chunks the cache carries what the strategy keeps, so memory does not depend
+on the length of the stream (for ``transformers`` it grows by the cache alone).
+"""
+
+from collections.abc import Iterator
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sinkbench.adapters import mask_argument
+from sinkbench.attention import attending
+from sinkbench.cache import StreamCache
+from sinkbench.engines.head import backbone, nll_of
+from sinkbench.engines.step import Steps, vram_allocated
+from sinkbench.errors import UserError
+from sinkbench.families import lasting, takes_positions
+from sinkbench.strategies import Keep
+
+CHUNKS = (8192, 4096, 2048, 1024, 512, 256, 128)
+
+
+@torch.inference_mode()
+def parallel(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int | None = None) -> Iterator[Steps]:
+    """Feed ``tokens`` (int64, shape ``(n,)``) in chunks; yield the NLLs of all next ones, ``n - 1`` in all.
+
+    Args:
+        chunk: tokens a forward; by default chosen from the free memory.
+
+    Raises:
+        UserError: the model cannot be read in chunks under this strategy.
+    """
+    chunk = chunk or chunk_for(model)
+    tokens = tokens.to(model.device)
+    if keep.fresh:
+        yield from _fresh_windows(model, keep, tokens, chunk)
+        return
+    cache = StreamCache(model, keep)
+    chunk = _fitting(model, cache, chunk, len(tokens))
+    longest = len(tokens) if keep.window is None else 2 * keep.window + chunk + 512
+    with lasting(model, longest), attending(model, cache):
+        for begin in range(0, len(tokens) - 1, chunk):
+            part = tokens[begin : begin + chunk + 1]
+            hidden = read(model, cache, part[:-1])
+            nll = nll_of(model, hidden, part[1:])
+            yield Steps(begin + 1, nll.tolist(), None, vram_allocated(), cache.nbytes)
+
+
+def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
+    """Last hidden states ``(n, width)`` of ``tokens``, fed at once; to be called within ``attending``."""
+    kwargs = mask_argument(model)
+    positions = cache.advance(len(tokens))
+    if takes_positions(model):
+        kwargs["position_ids"] = positions
+    body = backbone(model)
+    return body(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state[0]
+
+
+def _fresh_windows(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int) -> Iterator[Steps]:
+    """Each prediction from a forward over the last ``keep.recent`` tokens, several windows a batch."""
+    assert keep.recent is not None
+    width, last = keep.recent, len(tokens) - 1
+    body = backbone(model)
+    with lasting(model, width):
+        start = tokens[: min(width, last) + 1]
+        hidden = body(input_ids=start[None, :-1], use_cache=False).last_hidden_state[0]
+        yield Steps(1, nll_of(model, hidden, start[1:]).tolist(), None, vram_allocated(), 0)
+        windows = tokens[1:last].unfold(0, width, 1) if last > width else tokens.new_empty(0, width)
+        fed = width
+        for batch in windows.split(max(1, 2 * chunk // width)):
+            hidden = body(input_ids=batch, use_cache=False).last_hidden_state[:, -1]
+            nll = nll_of(model, hidden, tokens[fed + 1 : fed + 1 + len(batch)])
+            yield Steps(fed + 1, nll.tolist(), None, vram_allocated(), 0)
+            fed += len(batch)
+
+
+def chunk_for(model: PreTrainedModel) -> int:
+    """Tokens a forward that leave three quarters of the free memory alone."""
+    config = model.config.get_text_config(decoder=True)
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    size = torch.finfo(model.dtype).bits // 8
+    per_token = size * (12 * width + 4 * inner)
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    fits = [c for c in CHUNKS[0 if on_gpu else 2 :] if c * per_token <= free / 4]
+    return fits[0] if fits else CHUNKS[-1]
+
+
+def _fitting(model: PreTrainedModel, cache: StreamCache, chunk: int, length: int) -> int:
+    """A chunk within which the model's frequencies hold."""
+    if any(layer not in cache.kept for layer in cache.layers):
+        raise UserError(
+            f"{type(model).__name__} has layers that carry a state from token to token: use --engine stepwise"
+        )
+    limits = [limit for limit in _limits(model, cache) if limit is not None]
+    window = cache.keep.window
+    if not limits or (window is None and length <= min(limits)):
+        return chunk
+    if window is None or window + 1 >= min(limits):
+        raise UserError(
+            f"{type(model).__name__} changes its rotary frequencies beyond {min(limits)} tokens, token by token: "
+            "use --engine stepwise, or stay below"
+        )
+    return min(chunk, min(limits) - window)
+
+
+def _limits(model: PreTrainedModel, cache: StreamCache) -> list[int | None]:
+    from sinkbench.families import read_positions
+
+    ropes = read_positions(model) if cache.keep.window is None else [layer.rope for layer in cache.kept]
+    return [rope.limit for rope in ropes if rope]

@@ -1,0 +1,39 @@
+"""What an engine hands on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Predictions of consecutive tokens: one step of the stepwise engine, one chunk of the parallel one.
+
+    Attributes:
+        first: tokens fed before the first of these predictions (1 for the start of a stream).
+        nll: -ln p(next token), natural logarithm, computed in float32.
+        latency: seconds of the step, device synchronised; ``None`` where no step a token happened.
+        vram: GiB allocated over all visible CUDA devices; ``None`` without CUDA.
+        kv_cache_bytes: keys and values held for the next step.
+    """
+
+    first: int
+    nll: Sequence[float]
+    latency: float | None
+    vram: float | None
+    kv_cache_bytes: int
+
+
+def vram_allocated() -> float | None:
+    """GiB that torch's caching allocator holds allocated on all visible CUDA devices, or ``None`` without CUDA."""
+    if not torch.cuda.is_available():
+        return None
+    return sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+
+
+def synchronize() -> None:
+    """Wait for all CUDA devices, where there are any."""
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(index)

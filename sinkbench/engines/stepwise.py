@@ -1,0 +1,45 @@
+"""Token by token, as a streaming deployment runs: one forward of the unmodified model a token."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from sinkbench.cache import StreamCache
+from sinkbench.engines.step import Steps, synchronize, vram_allocated
+from sinkbench.families import lasting, takes_positions
+from sinkbench.strategies import Keep
+
+
+@torch.inference_mode()
+def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Steps]:
+    """Feed ``tokens`` (int64, shape ``(n,)``) one at a time; yield the NLL of each next one, ``n - 1`` steps.
+
+    The latency of a step spans the forward and the loss, from token to number.
+    """
+    cache = None if keep.fresh else StreamCache(model, keep)
+    tokens = tokens.to(model.device)
+    with lasting(model, len(tokens) if keep.window is None else keep.window + 1):
+        for t in range(len(tokens) - 1):
+            synchronize()
+            begin = time.perf_counter()
+            if cache is None:
+                assert keep.recent is not None
+                window = tokens[max(0, t + 1 - keep.recent) : t + 1]
+                logits = model(input_ids=window[None], use_cache=False, logits_to_keep=1).logits[0, -1]
+            else:
+                logits = feed(model, cache, tokens[t : t + 1]).logits[0, -1]
+            nll = cross_entropy(logits.float(), tokens[t + 1].to(logits.device)).item()
+            synchronize()
+            latency = time.perf_counter() - begin
+            yield Steps(t + 1, [nll], latency, vram_allocated(), cache.nbytes if cache else 0)
+
+
+def feed(model: PreTrainedModel, cache: StreamCache, tokens: Tensor):  # noqa: ANN201
+    """One forward of ``model`` over ``tokens``, shape ``(n,)``, at the positions that ``cache`` gives them."""
+    positions = cache.advance(len(tokens))
+    kwargs = {"position_ids": positions} if takes_positions(model) else {}
+    return model(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs)

@@ -1,0 +1,219 @@
+"""Families: how the positions of each architecture work, read off once and used by both engines.
+
+Rotary models need no entry: :func:`read_positions` feeds one token at two positions and finds, layer by layer,
+which of the model's frequencies and which pairing of features turn the one key into the other. Models with ALiBi,
+or with a table of positions that ends, have one entry each in :data:`FAMILIES`. What cannot be explained is an
+error and never a wrong number.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
+from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+from sinkbench.errors import UserError
+from sinkbench.positions import Alibi, Rope
+
+STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is special about the positions of one architecture.
+
+    Attributes:
+        alibi: builds the ALiBi terms of a model; ``None`` where keys rotate instead.
+        lengthen: for models with a table of positions that ends at the training length: makes it last for
+            ``length`` positions and returns how to undo that.
+    """
+
+    alibi: Callable[[PreTrainedModel], Alibi] | None = None
+    lengthen: Callable[[PreTrainedModel, int], Callable[[], None]] | None = None
+
+
+def _bloom_terms(model: PreTrainedModel) -> Alibi:
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    return Alibi(lambda n: bloom_alibi(torch.ones(1, n, device=device), heads, dtype)[:, 0].float())
+
+
+def _falcon_terms(model: PreTrainedModel) -> Alibi:
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    scale = 1 / math.sqrt(model.config.hidden_size // heads)  # Falcon scales the sum of score and term
+    ones = lambda n: torch.ones(1, n, device=device, dtype=torch.long)  # noqa: E731
+    return Alibi(lambda n: falcon_alibi(ones(n), heads, dtype)[:, 0].float() * scale)
+
+
+def _mpt_terms(model: PreTrainedModel) -> Alibi:
+    heads, device = model.config.num_attention_heads, model.device
+    return Alibi(lambda n: build_mpt_alibi_tensor(heads, n, device=device)[:, 0].float())
+
+
+def _lengthen_mpt(model: PreTrainedModel, length: int) -> Callable[[], None]:
+    """MPT cuts its ALiBi terms from a strip of ``max_seq_len``; a longer strip has the same end."""
+    config, before = model.config, model.config.max_seq_len
+    config.max_seq_len = max(before, length)
+    return lambda: setattr(config, "max_seq_len", before)
+
+
+def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Callable[[], None]:
+    """GPT-J and CodeGen look angles up in a table of ``max_position_embeddings`` rows; more rows, same formula."""
+    modules = [m for m in model.modules() if hasattr(m, "embed_positions")]
+    before = [m.embed_positions for m in modules]
+    if before[0].shape[0] < length:
+        table = create_sinusoidal_positions(length, before[0].shape[1]).to(before[0])
+        for module in modules:
+            module.embed_positions = table
+
+    def restore() -> None:
+        for module, old in zip(modules, before, strict=True):
+            module.embed_positions = old
+
+    return restore
+
+
+ROTARY = Family()
+SINUSOIDS = Family(lengthen=_lengthen_sinusoids)
+FALCON_ALIBI = Family(alibi=_falcon_terms)
+
+FAMILIES: dict[str, Family] = {
+    "bloom": Family(alibi=_bloom_terms),
+    "codegen": SINUSOIDS,
+    "gptj": SINUSOIDS,
+    "mpt": Family(alibi=_mpt_terms, lengthen=_lengthen_mpt),
+}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The entry for ``model``."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type == "falcon" and config.alibi:
+        return FALCON_ALIBI
+    return FAMILIES.get(config.model_type, ROTARY)
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the forward of ``model`` can be told the positions of its tokens."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def lasting(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """Within this context, position tables of ``model`` last for ``length`` positions."""
+    lengthen = family_of(model).lengthen
+    restore = lengthen(model, length) if lengthen else lambda: None
+    try:
+        yield
+    finally:
+        restore()
+
+
+def read_positions(model: PreTrainedModel) -> list[Rope | None]:
+    """How the keys of each layer of ``model`` turn with position: a :class:`Rope`, or ``None`` where they do not.
+
+    One token is fed at position 0 and at a later one. It attends to itself alone, so in a model whose
+    positions live in attention only, the values of all layers agree and the keys differ by a turn.
+
+    Raises:
+        UserError: the model adds positions elsewhere (learned positions), or turns its keys in an unknown way.
+    """
+    if family_of(model).alibi:
+        return [None] * model.config.get_text_config(decoder=True).num_hidden_layers
+    if not takes_positions(model):
+        raise UserError(_not_streamable(model))
+    candidates = _frequencies(model)
+    step = min([7] + [rope.limit - 1 for rope in candidates if rope.limit])
+    layers = _keys_and_values(model, step)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
+    return [_match(model, k, v, step, candidates, tolerance) if k is not None else None for k, v in layers]
+
+
+def _keys_and_values(model: PreTrainedModel, step: int) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
+    cache = DynamicCache(config=model.config)
+    token = torch.zeros(2, 1, dtype=torch.long, device=model.device)
+    positions = torch.tensor([[0], [step]], device=model.device)
+    with torch.no_grad():
+        model(token, position_ids=positions, past_key_values=cache, use_cache=True)
+    read = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    return [(k.float(), v.float()) if k is not None else (None, None) for k, v in read]
+
+
+def _match(
+    model: PreTrainedModel, keys: Tensor, values: Tensor, step: int, candidates: list[Rope], tolerance: float
+) -> Rope | None:
+    if _apart(values[0], values[1]) > tolerance:
+        raise UserError(_not_streamable(model))
+    if _apart(keys[0], keys[1]) <= tolerance * 1e-2:
+        return None
+    by = torch.tensor([step], device=keys.device)
+    distances = [(_apart(rope.move(keys[0], by), keys[1]), i) for i, rope in enumerate(candidates)]
+    error, best = min(distances, default=(math.inf, -1))
+    if error > tolerance:
+        raise UserError(
+            f"the keys of {type(model).__name__} do not turn as sinkbench expects of this family (relative "
+            f"error {error:.2g}): run it with --experiment transformers, or add it to sinkbench/families.py"
+        )
+    return candidates[best]
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+
+
+def _not_streamable(model: PreTrainedModel) -> str:
+    return (
+        f"{type(model).__name__} learns absolute positions, or adds them outside of attention: it cannot stream past "
+        f"its context. Choose a model whose positions are {STREAMABLE}"
+    )
+
+
+def _frequencies(model: PreTrainedModel) -> list[Rope]:
+    """Every set of rotary frequencies that ``model`` holds, in both pairings, without repetition."""
+    found: list[Rope] = []
+    for module in model.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if name.endswith("inv_freq") and "original" not in name and "long" not in name:
+                rope = _rope(module, name.removesuffix("inv_freq").rstrip("_") or None, buffer)
+            elif name == "embed_positions":
+                rope = Rope(_sinusoid_frequencies(buffer))
+            else:
+                continue
+            if not any(torch.equal(rope.inv_freq, other.inv_freq) for other in found):
+                found.append(rope)
+    return found + [replace(rope, pairing="interleaved") for rope in found]
+
+
+def _sinusoid_frequencies(table: Tensor) -> Tensor:
+    """The frequencies behind a table ``(positions, dim)`` of sines and cosines of GPT-J."""
+    dim = table.shape[1]
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64) / dim
+    return (1.0 / (10000**exponents)).double().to(table.device)
+
+
+def _rope(module: nn.Module, layer_type: str | None, inv_freq: Tensor) -> Rope:
+    kind = getattr(module, "rope_type", "default")
+    kind = kind.get(layer_type, "default") if isinstance(kind, dict) else kind
+    if kind != "longrope" and "dynamic" not in kind:
+        return Rope(inv_freq.double())
+    config = module.config
+    parameters = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
+    limit = config.max_position_embeddings
+    if kind == "longrope":
+        limit = parameters["original_max_position_embeddings"]
+    make = ROPE_INIT_FUNCTIONS[kind]
+    named = {"layer_type": layer_type} if layer_type else {}
+
+    def rescale(length: int) -> Tensor:
+        return make(config, inv_freq.device, seq_len=length, **named)[0]
+
+    original = getattr(module, f"{layer_type}_original_inv_freq" if layer_type else "original_inv_freq")
+    return Rope(original.to(inv_freq.device).double(), limit=limit, rescale=rescale)

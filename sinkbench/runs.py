@@ -1,0 +1,232 @@
+"""One run: a model, a strategy and a stream in; a CSV and a JSON out."""
+
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sinkbench import strategies
+from sinkbench.engines.parallel import parallel
+from sinkbench.engines.step import Steps
+from sinkbench.engines.stepwise import stepwise
+from sinkbench.errors import UserError
+from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
+from sinkbench.records import RowWriter, device_name, now, versions, write_json
+from sinkbench.streams import Source, read_stream
+
+ENGINES = ("stepwise", "parallel")
+FINISHED, ENDED, OUT_OF_MEMORY = "finished", "dataset ended", "out of memory"
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Everything that decides a run; the fields are the options of ``sinkbench run``."""
+
+    experiment: str = "attention_sinks"
+    model: ModelSource = field(default_factory=lambda: ModelSource("smollm2-135m"))
+    source: Source = field(default_factory=lambda: Source("kjv"))
+    num_tokens: int = 8192
+    window_size: int = 1024
+    attention_sink_size: int = 4
+    engine: str = "stepwise"
+    chunk_size: int | None = None
+    output_dir: Path = Path("results")
+    overwrite: bool = False
+
+
+@dataclass
+class RunResult:
+    """What happened."""
+
+    experiment: str
+    csv: Path
+    rows: int = 0
+    overall_ppl: float = float("nan")
+    exit_reason: str = "running"
+    seconds: float = 0.0
+    latency: float | None = None  # median seconds a step
+    peak_vram: float | None = None  # GiB
+    kv_cache_bytes: int = 0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        return self.exit_reason.startswith("interrupted")
+
+
+class Interrupted(BaseException):
+    """A signal asked the run to end; the argument is the signal's number."""
+
+
+Watch = Callable[[Steps, RunResult], None]
+
+
+def run(
+    options: RunOptions, watch: Watch = lambda step, result: None, model: PreTrainedModel | None = None
+) -> RunResult:
+    """Carry out one run; ``watch`` is called after each written row. A ``model`` already loaded is used as it is.
+
+    Raises:
+        UserError: before the first row, whatever the user can mend.
+    """
+    keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+    csv = options.output_dir / f"{options.experiment}.csv"
+    result = RunResult(options.experiment, csv)
+    with RowWriter(csv, options.overwrite) as writer, signals():
+        record, reason, error = _opening(options), FINISHED, None
+        try:
+            stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
+            model = model or load_model(options.model)
+            _check_vocabulary(stream.tokens, model, options)
+            record |= _resolved(options, model, stream.tokens)
+            steps = _steps(options, model, keep, stream.tokens)
+            begin = time.perf_counter()
+            first = next(steps)  # what a user can mend shows before the first row
+            write_json(csv.with_suffix(".json"), record)
+            if stream.exhausted and len(stream.tokens) - 1 < options.num_tokens:
+                reason = ENDED
+            _write(chain([first], steps), stream.tokens, writer, result, watch, begin)
+        except UserError:
+            if not writer.rows:
+                csv.unlink()
+            raise
+        except BaseException as caught:
+            error = caught
+        _close(record, result, writer, error, reason)
+    if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
+        raise error
+    return result
+
+
+def _steps(options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor) -> Iterator[Steps]:
+    if options.engine == "parallel":
+        return parallel(model, keep, tokens, options.chunk_size)
+    return stepwise(model, keep, tokens)
+
+
+def _write(
+    steps: Iterable[Steps], tokens: Tensor, writer: RowWriter, result: RunResult, watch: Watch, begin: float
+) -> None:
+    """Write all steps as they come."""
+    latencies: list[float] = []
+    try:
+        for step in steps:
+            predicted = tokens[step.first : step.first + len(step.nll)].tolist()
+            with undisturbed():
+                writer.write(step, predicted)
+            result.rows, result.overall_ppl = writer.rows, writer.perplexity
+            result.seconds = time.perf_counter() - begin
+            result.kv_cache_bytes = max(result.kv_cache_bytes, step.kv_cache_bytes)
+            if step.latency is not None:
+                latencies.append(step.latency)
+            if step.vram is not None:
+                result.peak_vram = max(result.peak_vram or 0.0, step.vram)
+            watch(step, result)
+    finally:
+        result.latency = median(latencies) if latencies else None
+
+
+def _opening(options: RunOptions) -> dict[str, Any]:
+    return {
+        "experiment": options.experiment,
+        "engine": options.engine,
+        "options": asdict(options),
+        "command": sys.argv,
+        "versions": versions(),
+        "device": device_name(),
+        "started": now(),
+        "ended": None,
+        "exit_reason": "running",
+    }
+
+
+def _resolved(options: RunOptions, model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
+    return {
+        "model": {
+            "name": options.model.name,
+            "class": type(model).__name__,
+            "revision": resolved_revision(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "attention": getattr(model.config, "_attn_implementation", None),
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "dataset": {
+            "name": options.source.name,
+            "tokens": len(tokens),
+            "sha256": hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
+        },
+    }
+
+
+def _close(
+    record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
+) -> None:
+    if isinstance(error, Interrupted):
+        reason = f"interrupted ({signal.Signals(error.args[0]).name})"
+    elif isinstance(error, torch.OutOfMemoryError):
+        reason = OUT_OF_MEMORY
+    elif error is not None:
+        reason = f"failed: {type(error).__name__}: {error}"
+    result.exit_reason = reason
+    record |= {
+        "ended": now(),
+        "exit_reason": reason,
+        "rows": result.rows,
+        "overall_ppl": result.overall_ppl if result.rows else None,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "median_latency": result.latency,
+        "peak_vram_gib": result.peak_vram,
+        "peak_kv_cache_bytes": result.kv_cache_bytes,
+    }
+    write_json(writer.path.with_suffix(".json"), record)
+
+
+def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise UserError(
+            f"token id {low if low < 0 else high} in {options.source.name!r} is outside the vocabulary of "
+            f"{options.model.name!r} (0 to {size - 1}): the stream was tokenised for another model"
+        )
+
+
+@contextmanager
+def signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise :class:`Interrupted` within this context."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait until this context ends, so that no row is cut."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,166 @@
+"""What a cut cache must answer, computed the slow way.
+
+Keys are held as they are before any rotation. On every step the whole cache of every layer is rotated anew, by the
+model's own functions, to the positions ``0, 1, 2, ...`` that its entries have inside the cache, with the frequencies
+that the model uses for a sequence of that length. Nothing is ever rotated twice or back, and no position exceeds the
+window.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+Rotate = Callable[[Tensor, Tensor], Tensor]  # unrotated keys (B, H, n, D) and their positions (n,)
+
+
+class Rotations:
+    """While :meth:`caught`, keys of ``model`` stay unrotated; :attr:`latest` says how the last ones would have been."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.modeling = sys.modules[type(model).__module__]
+        self.latest: Rotate | None = None
+        self._tables: list[tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]] = []
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.model.modules():
+                if type(module).__name__.endswith("RotaryEmbedding"):
+                    stack.callback(module.register_forward_hook(self._note_table, with_kwargs=True).remove)
+            if hasattr(self.modeling, "create_sinusoidal_positions"):
+                stack.enter_context(patch.object(self.modeling, "apply_rotary_pos_emb", self._one_by_one()))
+            elif hasattr(self.modeling, "apply_rotary_pos_emb"):
+                stack.enter_context(patch.object(self.modeling, "apply_rotary_pos_emb", self._together()))
+            yield
+
+    def _note_table(self, module: Any, args: tuple, kwargs: dict, output: tuple[Tensor, Tensor]) -> None:
+        def at(positions: Tensor) -> tuple[Tensor, Tensor]:
+            if "position_ids" in kwargs:
+                return module.forward(*args, **{**kwargs, "position_ids": positions[None]})
+            return module.forward(args[0], positions[None], *args[2:], **kwargs)
+
+        self._tables = [*self._tables[-3:], (output[0], at)]
+
+    def _together(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """For models that rotate queries and keys in one call, by cosines from a rotary module."""
+        original = self.modeling.apply_rotary_pos_emb
+
+        def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+            (at,) = [at for known, at in self._tables if known is cos]
+
+            def rotate(keys: Tensor, positions: Tensor) -> Tensor:
+                some = keys[..., : k.shape[-1]]
+                return torch.cat((original(some, some, *at(positions), *rest)[1], keys[..., k.shape[-1] :]), dim=-1)
+
+            self.latest = rotate
+            return original(q, k, cos, sin, *rest)[0], k
+
+        return apply
+
+    def _one_by_one(self) -> Callable[..., Tensor]:
+        """For GPT-J and CodeGen: one call for the keys, one for the queries, by sines from a table."""
+        original, calls = self.modeling.apply_rotary_pos_emb, 0
+
+        def apply(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls % 2 == 0:
+                return original(x, sin, cos)
+            size = x.shape[-1]
+
+            def rotate(keys: Tensor, positions: Tensor) -> Tensor:
+                table = self.modeling.create_sinusoidal_positions(int(positions.max()) + 1, size)[positions][None]
+                some = original(keys[..., :size].transpose(1, 2), *table.chunk(2, dim=-1)).transpose(1, 2)
+                return torch.cat((some, keys[..., size:]), dim=-1)
+
+            self.latest = rotate
+            return x
+
+        return apply
+
+
+class OracleLayer(CacheLayerMixin):
+    """Unrotated keys, and values, of the first ``sinks`` and the last ``recent`` tokens."""
+
+    supports_early_init = False
+
+    def __init__(self, rotations: Rotations, sinks: int, recent: int, is_sliding: bool) -> None:
+        super().__init__()
+        self.rotations, self.sinks, self.recent, self.is_sliding = rotations, sinks, recent, is_sliding
+        self.query = 0  # position of the token being fed
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.keys, self.values, self.is_initialized = key_states[:, :, :0], value_states[:, :, :0], True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        keys, values = torch.cat((self.keys, key_states), 2), torch.cat((self.values, value_states), 2)
+        n = keys.shape[2]
+        self.keys, self.values = self._cut(keys), self._cut(values)
+        rotate, self.rotations.latest = self.rotations.latest, None
+        if rotate is not None:
+            keys = rotate(keys, torch.arange(self.query - n + 1, self.query + 1))
+        return keys, values
+
+    def _cut(self, x: Tensor) -> Tensor:
+        if x.shape[2] <= self.sinks + self.recent:
+            return x
+        return torch.cat((x[:, :, : self.sinks], x[:, :, -self.recent :]), 2)
+
+    def get_seq_length(self) -> int:
+        return self.keys.shape[2] if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+
+def oracle(model: PreTrainedModel, stream: Tensor, window: int, sinks: int) -> Tensor:
+    """The NLL of every token of ``stream`` but the first, from a cache of the first ``sinks`` and the latest tokens."""
+    rotations, config = Rotations(model), model.config
+    sliding, count = getattr(config, "sliding_window", None), config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"] * count
+    governs_sliding = "full_attention" not in kinds and window < (sliding or 0)
+    cache = DynamicCache(config=config)
+    mine = []
+    for i, kind in enumerate(kinds):
+        if kind == "full_attention" or (kind == "sliding_attention" and governs_sliding):
+            mine.append(OracleLayer(rotations, sinks, window - sinks, kind != "full_attention"))
+        elif kind == "sliding_attention":
+            mine.append(OracleLayer(rotations, 0, sliding - 1, True))
+        else:
+            continue
+        cache.layers[i] = mine[-1]
+    nlls = []
+    with torch.inference_mode(), rotations.caught():
+        for t in range(len(stream) - 1):
+            position = min(t, window)
+            for layer in mine:
+                layer.query = position
+            nlls.append(_nll(model, cache, stream, t, position))
+    return torch.tensor(nlls, dtype=torch.float64)
+
+
+def dense(model: PreTrainedModel, stream: Tensor) -> Tensor:
+    """The same from transformers' own cache, which drops nothing."""
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        nlls = [_nll(model, cache, stream, t, t) for t in range(len(stream) - 1)]
+    return torch.tensor(nlls, dtype=torch.float64)
+
+
+def _nll(model: PreTrainedModel, cache: DynamicCache, stream: Tensor, t: int, position: int) -> float:
+    places = {"position_ids": torch.tensor([[position]])} if model.config.model_type not in ("bloom", "mpt") else {}
+    logits = model(stream[None, t : t + 1], past_key_values=cache, use_cache=True, **places).logits[0, -1]
+    return -float(logits.double().log_softmax(-1)[stream[t + 1]])
