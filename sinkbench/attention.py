@@ -72,7 +72,7 @@ def attending(model: PreTrainedModel, cache: StreamCache) -> Iterator[None]:
     for layer in cache.kept:
         layer.apart = True
     try:
-        ALL_ATTENTION_FUNCTIONS.register(name, _registered(attend))
+        ALL_ATTENTION_FUNCTIONS.register(name, _registered(attend, capped="sdpa" not in before.values()))
         for config in configs.values():
             # a name without a mask function: transformers then builds no mask, the band is ours
             config._attn_implementation = name
@@ -107,8 +107,11 @@ def _table_length(layer: KeptLayer, key: Tensor) -> int:
     return key.shape[-2] if window is None else max(window + 1, min(key.shape[-2], window + 1))
 
 
-def _registered(attend: Attend) -> Callable[..., tuple[Tensor, None]]:
-    """``attend`` with the signature of transformers' attention registry."""
+def _registered(attend: Attend, capped: bool) -> Callable[..., tuple[Tensor, None]]:
+    """``attend`` with the signature of transformers' attention registry.
+
+    Soft caps are left out where the model's own implementation leaves them out, as sdpa does.
+    """
 
     def forward(
         module: nn.Module,
@@ -123,7 +126,7 @@ def _registered(attend: Attend) -> Callable[..., tuple[Tensor, None]]:
         **kwargs: object,
     ) -> tuple[Tensor, None]:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        out = attend(module.layer_idx, query, key, value, scale, softcap=softcap, extra=s_aux)
+        out = attend(module.layer_idx, query, key, value, scale, softcap=softcap if capped else None, extra=s_aux)
         return out.transpose(1, 2).contiguous(), None
 
     return forward

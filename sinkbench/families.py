@@ -27,6 +27,10 @@ from sinkbench.positions import Alibi, Rope
 STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
 
 
+class LearnedPositions(UserError):
+    """The model adds positions to its hidden states."""
+
+
 @dataclass(frozen=True)
 class Family:
     """What is special about the positions of one architecture.
@@ -124,12 +128,13 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
     positions live in attention only, the values of all layers agree and the keys differ by a turn.
 
     Raises:
-        UserError: the model adds positions elsewhere (learned positions), or turns its keys in an unknown way.
+        LearnedPositions: the model adds positions elsewhere.
+        UserError: the model turns its keys in an unknown way.
     """
     if family_of(model).alibi:
         return [None] * model.config.get_text_config(decoder=True).num_hidden_layers
     if not takes_positions(model):
-        raise UserError(_not_streamable(model))
+        raise LearnedPositions(_not_streamable(model))
     candidates = _frequencies(model)
     step = min([7] + [rope.limit - 1 for rope in candidates if rope.limit])
     layers = _keys_and_values(model, step)
@@ -137,9 +142,23 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
     return [_match(model, k, v, step, candidates, tolerance) if k is not None else None for k, v in layers]
 
 
+def check_reach(model: PreTrainedModel, length: int) -> None:
+    """Raise where dense attention over ``length`` tokens would run past a table of learned positions."""
+    context = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if context is None or length <= context:
+        return
+    try:
+        read_positions(model)
+    except LearnedPositions as error:
+        raise UserError(f"{error}, or stay below --num-tokens {context}") from error
+    except UserError:
+        return  # dense attention never moves a key
+
+
 def _keys_and_values(model: PreTrainedModel, step: int) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
     cache = DynamicCache(config=model.config)
-    token = torch.zeros(2, 1, dtype=torch.long, device=model.device)
+    embeddings = model.get_input_embeddings().weight[:1024]
+    token = embeddings.float().norm(dim=-1).argmax().expand(2, 1)  # not one that embeds as zeros, as padding does
     positions = torch.tensor([[0], [step]], device=model.device)
     with torch.no_grad():
         model(token, position_ids=positions, past_key_values=cache, use_cache=True)
@@ -151,7 +170,7 @@ def _match(
     model: PreTrainedModel, keys: Tensor, values: Tensor, step: int, candidates: list[Rope], tolerance: float
 ) -> Rope | None:
     if _apart(values[0], values[1]) > tolerance:
-        raise UserError(_not_streamable(model))
+        raise LearnedPositions(_not_streamable(model))
     if _apart(keys[0], keys[1]) <= tolerance * 1e-2:
         return None
     by = torch.tensor([step], device=keys.device)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from sinkbench import embedded
@@ -74,12 +74,22 @@ def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
-        if config.model_type == "falcon" and config.alibi:
-            kwargs.setdefault("attn_implementation", "eager")  # its sdpa path rounds the ALiBi terms differently
+        attention = _attention_for(config.get_text_config(decoder=True))
+        if attention:
+            kwargs.setdefault("attn_implementation", attention)
         model = AutoModelForCausalLM.from_pretrained(
             **source.location, trust_remote_code=source.trust_remote_code, dtype=dtype, **kwargs
         )
     return model.eval()
+
+
+def _attention_for(config: PretrainedConfig) -> str | None:
+    """The implementation that computes what the architecture says, where transformers' default may not."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # sdpa leaves Gemma 2's soft cap out
+    if config.model_type == "falcon" and config.alibi:
+        return "sdpa"  # eager adds the ALiBi terms twice in transformers 5.17
+    return None
 
 
 def resolved_revision(model: PreTrainedModel) -> str | None:

@@ -22,7 +22,7 @@ class Rope:
 
     Attributes:
         inv_freq: radians a position, float64, shape ``(pairs,)``. The first ``2 * pairs`` features rotate.
-        pairing: ``half`` turns features ``i`` and ``i + pairs`` together (Llama), ``interleaved`` ``2i`` and ``2i + 1``.
+        pairing: ``half`` turns features ``i`` and ``i + pairs`` together (Llama), ``interleaved`` ``2i``, ``2i + 1``.
         limit: the longest sequence for which ``inv_freq`` is the truth, where the model changes its
             frequencies with the sequence length (dynamic NTK, longrope); ``None`` where it never does.
         rescale: the frequencies for a sequence of a given length, where there is a ``limit``.

@@ -41,14 +41,16 @@ class RowWriter:
         self.rows = 0
         self.nll_sum = 0.0
         self._file = _open(path, overwrite)
-        self._file.write(",".join(COLUMNS) + "\n")
-        self._file.flush()
+        self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
 
     def write(self, steps: Steps, predicted: Sequence[int]) -> None:
         """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict."""
         vram = "" if steps.vram is None else repr(steps.vram)
         latency = "" if steps.latency is None else repr(steps.latency)
         lines = []
+        if not self.rows:
+            self._file.truncate(0)
+            lines.append(",".join(COLUMNS) + "\n")
         for nll, token in zip(steps.nll, predicted, strict=True):
             self.rows += 1
             self.nll_sum += nll
@@ -68,6 +70,9 @@ class RowWriter:
         return self.nll_sum / self.rows if self.rows else math.nan
 
     def close(self) -> None:
+        """Close the file; one that never got a row is removed, unless it is an older result."""
+        if not self.rows and not self.replaces:
+            self.path.unlink(missing_ok=True)
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -80,8 +85,6 @@ class RowWriter:
 def _open(path: Path, overwrite: bool) -> TextIOWrapper:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} already exists: give --overwrite to replace it, or another --output-dir")
         file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by RowWriter
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -93,7 +96,6 @@ def _open(path: Path, overwrite: bool) -> TextIOWrapper:
     if file.tell() and not overwrite:
         file.close()
         raise UserError(f"{path} already exists: give --overwrite to replace it, or another --output-dir")
-    file.truncate(0)
     return file
 
 

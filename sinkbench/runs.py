@@ -102,8 +102,6 @@ def run(
                 reason = ENDED
             _write(chain([first], steps), stream.tokens, writer, result, watch, begin)
         except UserError:
-            if not writer.rows:
-                csv.unlink()
             raise
         except BaseException as caught:
             error = caught
@@ -194,7 +192,8 @@ def _close(
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
-    write_json(writer.path.with_suffix(".json"), record)
+    if writer.rows or not writer.replaces:
+        write_json(writer.path.with_suffix(".json"), record)
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:

@@ -149,8 +149,12 @@ def test_colour_tells_the_strategy_and_line_style_the_feature(reference):
     for axis, (label, style) in enumerate(zip(labels, ("-", "--", ":"))):
         for name in reference:
             line = curve(figure, f"{name} {label}", axis)
-            assert (line.get_color(), line.get_linestyle()) == (figures.COLOURS[name], style)
+            assert line.get_color() == figures.COLOURS[name]
+            assert line._unscaled_dash_pattern[1] == figures.DASHES.get(style)
     assert len({figures.COLOURS[name] for name in reference}) == len(reference)
+    handles = figure.legends[0].legend_handles
+    assert [handle.get_color() for handle in handles[1:4]] == [figures.COLOURS[name] for name in reference]
+    assert [handle.get_linestyle() for handle in handles[5:]] == ["-", "--", ":"]
 
 
 def test_a_colour_does_not_depend_on_which_runs_are_there():

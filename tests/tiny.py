@@ -80,11 +80,11 @@ SCALED: dict[str, Builder] = {
 ALIBI: dict[str, Builder] = {
     "bloom": partial(build, "bloom"),
     "mpt": partial(build, "mpt"),
-    "falcon-alibi": partial(build, "falcon", attn="eager", alibi=True),
+    "falcon-alibi": partial(build, "falcon", attn="sdpa", alibi=True),
 }
 
 HYBRID: dict[str, Builder] = {
-    "gemma2": partial(build, "gemma2", **MIXED),
+    "gemma2": partial(build, "gemma2", attn="eager", **MIXED),
     "gemma3": partial(build, "gemma3_text", **MIXED),
     "cohere2": partial(build, "cohere2", logit_scale=1.0, **MIXED),
     "smollm3": partial(build, "smollm3", no_rope_layers=[1, 0], **GROUPED),

@@ -12,22 +12,26 @@ if TYPE_CHECKING:
 
 
 def plot(
-    output_dir: Annotated[Path, typer.Option(help="Folder of the CSVs that sinkbench run wrote.")] = Path("results"),
+    output_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the CSVs that sinkbench run wrote.")
+    ] = Path("results"),
     features: Annotated[
         list[str],
         typer.Option(
-            help="What to draw: the first on the left axis, each further one on its own right axis.",
-            metavar="{perplexity,vram,latency}...",
+            help="perplexity, vram, latency: the first on the left axis, each further one on its own right axis.",
+            metavar="NAME...",
         ),
     ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it
-    title: Annotated[str | None, typer.Option(help="\\n breaks the line.", show_default="names the features")] = None,
-    log_perplexity_limit: Annotated[float, typer.Option(help="Highest log perplexity shown; 0 for no limit.")] = 5.0,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="\\n breaks the line.")] = None,
+    log_perplexity_limit: Annotated[
+        float, typer.Option(metavar="X", help="Highest log perplexity shown; 0 for no limit.")
+    ] = 5.0,
     skip_first: Annotated[
-        int, typer.Option(min=0, help="Rows of each run not to draw: perplexity is unstable at first.")
+        int, typer.Option(min=0, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first.")
     ] = 100,
     output: Annotated[
         Path | None,
-        typer.Option(help="File to write: .png, .svg or .pdf.", show_default="<output-dir>/<features joined by _>.png"),
+        typer.Option(metavar="FILE", help="A .png, .svg or .pdf; by default named by the features, in the folder."),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:

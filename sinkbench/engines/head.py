@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from sinkbench.errors import UserError
 
@@ -43,10 +43,23 @@ def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(out)
 
 
+@dataclass
+class _Answer:
+    """What a body answers with: its last hidden states, and nothing else that a head may ask for."""
+
+    last_hidden_state: Tensor
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, index: int | slice) -> Any:
+        return (self.last_hidden_state,)[index]
+
+
 @contextmanager
 def _body_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
     body = backbone(model)
-    object.__setattr__(body, "forward", lambda *args, **kwargs: BaseModelOutputWithPast(last_hidden_state=hidden))
+    object.__setattr__(body, "forward", lambda *args, **kwargs: _Answer(hidden))
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from sinkbench.cache import StreamCache
 from sinkbench.engines.head import backbone, nll_of
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
-from sinkbench.families import lasting, takes_positions
+from sinkbench.families import check_reach, lasting, takes_positions
 from sinkbench.strategies import Keep
 
 CHUNKS = (8192, 4096, 2048, 1024, 512, 256, 128)
@@ -38,6 +38,8 @@ def parallel(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int | No
     if keep.fresh:
         yield from _fresh_windows(model, keep, tokens, chunk)
         return
+    if keep.window is None:
+        check_reach(model, len(tokens) - 1)
     cache = StreamCache(model, keep)
     chunk = _fitting(model, cache, chunk, len(tokens))
     longest = len(tokens) if keep.window is None else 2 * keep.window + chunk + 512

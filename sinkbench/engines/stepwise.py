@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache import StreamCache
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
-from sinkbench.families import lasting, takes_positions
+from sinkbench.families import check_reach, lasting, takes_positions
 from sinkbench.strategies import Keep
 
 
@@ -20,6 +20,8 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Ste
 
     The latency of a step spans the forward and the loss, from token to number.
     """
+    if keep.window is None:
+        check_reach(model, len(tokens) - 1)
     cache = None if keep.fresh else StreamCache(model, keep)
     tokens = tokens.to(model.device)
     with lasting(model, len(tokens) if keep.window is None else keep.window + 1):
