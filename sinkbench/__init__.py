@@ -1,3 +1,23 @@
-"""sinkbench: what does a language model lose, and what does it cost, when its KV cache is cut?"""
+"""sinkbench: what does a language model lose, and what does it cost, when its KV cache is cut?
+
+``from sinkbench import AutoModelForCausalLM`` loads models that keep attention sinks (:mod:`sinkbench.api`).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sinkbench.api import SinkCache as SinkCache
+    from sinkbench.api import attention_sinks as attention_sinks
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The drop-in API, imported when it is asked for: transformers takes seconds, ``sinkbench --help`` should not."""
+    if name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
+        from sinkbench import api
+
+        value = getattr(api, name) if hasattr(api, name) else api.loader(name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'sinkbench' has no attribute {name!r}")

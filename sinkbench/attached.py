@@ -5,18 +5,19 @@ strategies, and without any, live side by side.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation import GenerationMixin, GenerationMode
-from transformers.utils import ModelOutput
 
+from sinkbench.cache import StreamCache
 from sinkbench.errors import UserError
-from sinkbench.sinkcache import Batch, Group, feed
+from sinkbench.families import Probe
+from sinkbench.reading import read
+from sinkbench.sinkcache import Batch
 from sinkbench.strategies import Keep
 
 MODES = (
@@ -25,7 +26,6 @@ MODES = (
     GenerationMode.BEAM_SEARCH,
     GenerationMode.BEAM_SAMPLE,
 )
-OURS = ("past_key_values", "use_cache", "attention_mask", "position_ids", "cache_position", "labels", "return_dict")
 
 
 class Method:
@@ -54,15 +54,14 @@ class Attached:
         self.model = model
         self.keep: Keep | None = None
         self.holders = 0
-        self._reading = False
         names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
         self._before = {name: vars(model).get(name) for name in names}
         for name in names:
             object.__setattr__(model, name, Method(self, name))
 
     @classmethod
-    def to(cls, model: PreTrainedModel) -> Self:
-        """What is attached to ``model``, made where there is nothing; to be :meth:`release`\\ d once."""
+    def to(cls, model: PreTrainedModel) -> "Attached":
+        """What is attached to ``model``, made where there is nothing; to be released once (:meth:`release`)."""
         method = vars(model).get("forward")
         attached = method.attached if isinstance(method, Method) else cls(model)
         attached.holders += 1
@@ -85,32 +84,16 @@ class Attached:
         """The model's method as it was before."""
         return self._before[name] or getattr(type(self.model), name).__get__(self.model)
 
-    def new_cache(self, keep: Keep, kind: type[Batch] = Batch) -> Batch:
-        """An empty cache for the model."""
-        with self._as_it_is():
-            return kind(self.model, keep)
-
-    @contextmanager
-    def _as_it_is(self) -> Iterator[None]:
-        """Within this context the model's forward is its own."""
-        before, self._reading = self._reading, True
-        try:
-            yield
-        finally:
-            self._reading = before
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward through a cache of ours; its own where there is none."""
         own = self.own("forward")
-        if self._reading:
-            return own(*args, **kwargs)
         given = named(own, args, kwargs)
         cache = self._cache(given)
         if cache is None:
             return own(*args, **kwargs)
         # not inference mode, whose tensors could not be written to outside of it
-        with self._as_it_is(), torch.inference_mode(False), torch.no_grad():
-            outputs = _read(self.model, own, cache, given)
+        with torch.inference_mode(False), torch.no_grad():
+            outputs = read(self.model, own, cache, given)
         return outputs if given.get("return_dict", True) is not False else outputs.to_tuple()
 
     def _cache(self, given: dict[str, Any]) -> Batch | None:
@@ -120,15 +103,12 @@ class Attached:
             if past.model is not self.model:
                 raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
             return past
-        if self.keep is None:
+        if self.keep is None or isinstance(past, (StreamCache, Probe)):
             return None
-        use = given.get("use_cache")
-        if use is None:
-            use = getattr(self.model.config.get_text_config(decoder=True), "use_cache", True)
-        if not use or (self.model.training and torch.is_grad_enabled()):
+        if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
             return None
         if past is None or (type(past) is DynamicCache and not past.get_seq_length()):
-            return self.new_cache(self.keep)
+            return Batch(self.model, self.keep)
         raise UserError(
             f"{type(past).__name__} cannot keep what an attention-sink strategy says: leave past_key_values out, or "
             "pass the one that this model returned"
@@ -142,27 +122,27 @@ class Attached:
         """
         own = self.own("generate")
         given = named(own, args, kwargs)
-        if self.keep is not None or isinstance(given.get("past_key_values"), Batch):
-            self._check(given)
-        return own(*args, **kwargs)
+        ours = isinstance(given.get("past_key_values"), Batch)
+        if not ours and (self.keep is None or _asked(given, "use_cache") is False):
+            return own(*args, **kwargs)
+        self._check(given)
+        return own(*args, **kwargs | {"use_cache": True})  # some configurations (MPT) turn it off
 
     def _check(self, given: dict[str, Any]) -> None:
         settings = given.get("generation_config") or self.model.generation_config
-        asked = lambda name: given[name] if given.get(name) is not None else getattr(settings, name, None)  # noqa: E731
-        if asked("use_cache") is False and not isinstance(given.get("past_key_values"), Batch):
-            return
-        assistant, merged = given.get("assistant_model"), type(settings)(**settings.to_dict())
+        merged = type(settings)(**settings.to_dict())
         merged.update(**{name: value for name, value in given.items() if hasattr(merged, name)})
-        mode = merged.get_generation_mode(assistant)
+        mode = merged.get_generation_mode(given.get("assistant_model"))
         if mode not in MODES:
             raise UserError(
                 f"{mode.value.replace('_', ' ')} does not work with attention sinks: it takes tokens back, or reads "
                 "the model in a way of its own; use greedy search, sampling or beam search, or use_cache=False"
             )
         for name in ("cache_implementation", "prefill_chunk_size"):
-            if asked(name) not in (None, "dynamic"):
+            value = getattr(merged, name, None)
+            if value not in (None, "dynamic"):
                 raise UserError(
-                    f"{name}={asked(name)!r} does not go with attention sinks, which bring a cache of their own and "
+                    f"{name}={value!r} does not go with attention sinks, which bring a cache of their own and "
                     "read long prompts in chunks: leave it out"
                 )
         mask = given.get("attention_mask")
@@ -189,6 +169,13 @@ class Attached:
         )
 
 
+def _asked(given: dict[str, Any], name: str) -> Any:
+    """What a call of ``generate`` says of ``name``, itself or in its ``generation_config``."""
+    if given.get(name) is not None:
+        return given[name]
+    return getattr(given.get("generation_config"), name, None)
+
+
 def _generates(model: PreTrainedModel) -> bool:
     return isinstance(model, GenerationMixin)
 
@@ -203,39 +190,3 @@ def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             bound |= bound.pop(parameter.name, {})
     return bound
-
-
-def _read(model: PreTrainedModel, own: Callable[..., Any], cache: Batch, given: dict[str, Any]) -> ModelOutput:
-    """Feed the tokens of one forward; answer as that forward would."""
-    tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-    if tokens is None:
-        raise UserError("input_ids or inputs_embeds are needed")
-    batch, n = tokens.shape[:2]
-    real = _real(given.get("attention_mask"), batch, n)
-    along = {k: v for k, v in given.items() if k not in OURS and isinstance(v, Tensor) and v.shape[:2] == (batch, n)}
-    rest = {k: v for k, v in given.items() if k not in OURS and k not in along and k != "logits_to_keep"}
-    wanted = given.get("logits_to_keep", 0)
-    last = n if given.get("labels") is not None or not isinstance(wanted, int) or not wanted else min(wanted, n)
-    parts = []
-    for group, count in cache.take_in([n] * batch if real is None else real.sum(-1).tolist()):
-        if not count:
-            continue
-        rows = torch.tensor(group.rows, device=tokens.device)
-        mine = along
-        columns = None
-        if len(group.rows) < batch or real is not None:
-            columns = torch.arange(n, device=tokens.device)
-            columns = columns.expand(batch, n)[rows] if real is None else _columns(real[rows], count)
-            mine = {name: x[rows[:, None], columns] for name, x in along.items()}
-        outputs = _group(model, own, group, mine, rest, count, last)
-        parts.append((rows, columns, outputs))
-    cache.columns += n
-    outputs = _put_together(parts, batch, n, last)
-    if given.get("labels") is not None:
-        size = model.config.get_text_config(decoder=True).vocab_size
-        outputs["loss"] = model.loss_function(logits=outputs.logits, labels=given["labels"], vocab_size=size)
-        outputs.move_to_end("loss", last=False)
-    if isinstance(wanted, Tensor):
-        outputs["logits"] = outputs["logits"][:, wanted]
-    outputs["past_key_values"] = cache
-    return outputs

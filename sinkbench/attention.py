@@ -20,7 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from sinkbench.adapters import adapted
 from sinkbench.cache import KeptLayer, StreamCache
 from sinkbench.families import family_of
-from sinkbench.positions import Alibi
+from sinkbench.kernels.sinks import fold_sinks, triton
+from sinkbench.kernels.turn import Turn
+from sinkbench.positions import Alibi, Rope
 from sinkbench.strategies import Keep
 
 QUERY_BLOCK = 256  # queries that share one slice of the band
@@ -55,22 +57,39 @@ class Scores:
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
+Attend = Callable[..., Tensor]
+
+
 @contextmanager
 def attending(model: PreTrainedModel, cache: StreamCache) -> Iterator[None]:
     """Within this context, forwards of ``model`` with ``cache`` may feed many tokens at once.
 
     Raises:
+        UserError: the attention of ``model`` cannot be redirected.
+    """
+    terms = family_of(model).alibi
+    attend = _attend_for(cache, terms(model) if terms else None)
+    for layer in cache.kept:
+        layer.apart = True
+    try:
+        with redirected(model, attend):
+            yield
+    finally:
+        for layer in cache.kept:
+            layer.apart = False
+
+
+@contextmanager
+def redirected(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
+    """Within this context, every attention of ``model`` is ``attend(layer, query, key, value, scale, ...)``.
+
+    Raises:
         UserError: the attention of ``model`` can neither be replaced through transformers' registry nor is there an
             adapter for it.
     """
-    terms = family_of(model).alibi
-    alibi = terms(model) if terms else None
-    attend = _attend_for(cache, alibi)
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     before = {key: config._attn_implementation for key, config in configs.items()}
-    name = f"sinkbench_{id(cache)}"
-    for layer in cache.kept:
-        layer.apart = True
+    name = f"sinkbench_{id(attend)}"
     try:
         ALL_ATTENTION_FUNCTIONS.register(name, _registered(attend, capped="sdpa" not in before.values()))
         for config in configs.values():
@@ -82,15 +101,10 @@ def attending(model: PreTrainedModel, cache: StreamCache) -> Iterator[None]:
         for key, config in configs.items():
             config._attn_implementation = before[key]
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name, None)
-        for layer in cache.kept:
-            layer.apart = False
-
-
-Attend = Callable[..., Tensor]
 
 
 def _attend_for(cache: StreamCache, alibi: Alibi | None) -> Attend:
-    turns: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+    turns: dict[tuple[int, int, int], Turn] = {}
 
     def attend(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: object) -> Tensor:
         """Answers with ``(B, H, n, D)`` for queries ``(B, H, n, D)`` of layer ``index``, just after its update."""
@@ -138,7 +152,7 @@ def _attend(
     key: Tensor,
     value: Tensor,
     scores: Scores,
-    turns: dict[tuple[int, int, int], tuple[Tensor, Tensor]],
+    turns: dict[tuple[int, int, int], Turn],
 ) -> Tensor:
     n, keep = query.shape[-2], layer.keep
     first, begin = layer.seen - n, layer.seen - key.shape[-2]  # text indices of the first query and the first key
@@ -151,20 +165,40 @@ def _attend(
         sink_keys, sink_values = layer.sinks.keys, layer.sinks.values
     out, log_sum = band(query, key, value, first, begin, keep, scores)
     if count:
-        turned = query
-        if layer.rope is not None and keep.window is not None and layer.seen > keep.window + 1:
-            position = layer.end - n + layer.offset
-            at = (id(layer.rope), first, position)
-            if at not in turns:
-                turns.clear()
-                t = torch.arange(first, first + n, device=query.device)
-                turns[at] = layer.rope.turn(t.clamp_max(keep.window) - (position + t - first))
-            turned = layer.rope.apply(query, *turns[at])
-        out, log_sum = _fold(out, log_sum, *_sinks(turned, sink_keys, sink_values, first, scores))
+        turn = _turn_for_sinks(layer, query, turns)
+        fused = scores.plain and scores.extra is None and triton is not None and query.is_cuda
+        causal = max(0, count - first)  # the sinks themselves do not see all sinks
+        if fused:
+            rest = slice(causal, None)
+            fold_sinks(
+                *(query[:, :, rest], out[:, :, rest], log_sum[:, :, rest], sink_keys, sink_values),
+                *(turn.rows(rest), scores.scale),
+            )
+        if not fused or causal:
+            rows = slice(causal if fused else n)
+            turned = turn.rows(rows)(query[:, :, rows])
+            part = _sinks(turned, sink_keys, sink_values, first, scores)
+            folded, total = _fold(out[:, :, rows], log_sum[:, :, rows], *part)
+            out[:, :, rows], log_sum[:, :, rows] = folded, total
     if scores.extra is not None:
         extra = scores.extra.float()[None, :, None]
         out = out * torch.exp(log_sum - torch.logaddexp(log_sum, extra))[..., None].to(out.dtype)
     return out
+
+
+def _turn_for_sinks(layer: KeptLayer, query: Tensor, turns: dict[tuple[int, int, int], Turn]) -> Turn:
+    """From where the last queries of ``layer`` stand to where they meet the sinks; shared by layers that turn alike."""
+    n, dim, window = query.shape[-2], query.shape[-1], layer.keep.window
+    first, position = layer.seen - n, layer.end - n + layer.offset
+    key = (id(layer.rope), first, position)
+    if key not in turns:
+        turns.clear()
+        turn = Turn.still(layer.rope, dim, query.device)
+        t = torch.arange(first, first + n, device=query.device)
+        met = t if window is None else t.clamp_max(window)
+        by = met - (position + t - first)
+        turns[key] = turn.by(layer.rope or Rope(torch.zeros(0, device=query.device)), by)
+    return turns[key]
 
 
 def band(
@@ -181,10 +215,19 @@ def band(
         -inf for tokens that have no recent key (the sinks themselves).
     """
     n = query.shape[-2]
+    a = max(first, begin if begin <= keep.sinks else first)
+    flash = scores.plain and query.is_cuda and query.dtype != torch.float32
+    if flash and a == first:
+        return _flash_band(query, key, value, keep.recent, scores.scale)
     out = query.new_zeros(*query.shape[:3], value.shape[-1])
     log_sum = query.new_full(query.shape[:3], -math.inf, dtype=torch.float32)
+    if flash and a < first + n:
+        seeing = slice(a - first, None)
+        out[:, :, seeing], log_sum[:, :, seeing] = _flash_band(
+            query[:, :, seeing], key, value, keep.recent, scores.scale
+        )
+        return out, log_sum
     fused = scores.plain and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
-    a = max(first, begin if begin <= keep.sinks else first)
     while a < first + n:
         b = min(a + QUERY_BLOCK, first + n)
         low = begin if keep.recent is None else max(begin, a - keep.recent)
@@ -198,6 +241,20 @@ def band(
         out[:, :, rows], log_sum[:, :, rows] = got
         a = b
     return out, log_sum
+
+
+def _flash_band(query: Tensor, key: Tensor, value: Tensor, recent: int | None, scale: float) -> tuple[Tensor, Tensor]:
+    """The band by FlashAttention 2 as torch carries it, which skips what the band excludes.
+
+    Its mask is aligned to the last query and the last key, as ours is.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    left = -1 if recent is None else recent
+    sizes = (None, None, q.shape[1], k.shape[1])
+    got = torch.ops.aten._flash_attention_forward(
+        *(q, k, v), *sizes, 0.0, True, False, scale=scale, window_size_left=left, window_size_right=0
+    )
+    return got[0].transpose(1, 2), got[1]
 
 
 @lru_cache(maxsize=64)

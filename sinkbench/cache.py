@@ -9,8 +9,10 @@ end it is copied back to the beginning, at most once in ``slack`` steps.
 Positions are kept small: when the next would pass ``reach``, all keys are turned back (:meth:`StreamCache._rebase`).
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -22,6 +24,12 @@ from sinkbench.positions import Rope
 from sinkbench.strategies import Keep
 
 BLOCK = 1024  # tokens by which an unbounded strip grows
+
+
+def slack(keep: Keep) -> int:
+    """Steps, at least, between two moves of all that is kept."""
+    assert keep.recent is not None
+    return 1 + max(keep.recent // 4, 32)
 
 
 @dataclass
@@ -51,9 +59,7 @@ class KeptLayer(CacheLayerMixin):
         self.offset = 0  # position of slot 0
         self.seen = 0  # tokens that passed
         self.apart = False  # whether the attention handles the sinks itself (see sinkbench.attention)
-        # Where frequencies change with the sequence length and the window is longer than they hold, every step
-        # turns every key anew, from keys kept unturned.
-        self.unturned = bool(rope and rope.limit and keep.window is not None and keep.window + 1 > rope.limit)
+        self.unturned = False  # whether keys are kept unturned, and every step turns every key anew
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -94,8 +100,8 @@ class KeptLayer(CacheLayerMixin):
         first = self.start if self.apart else self._lay_sinks()
         keys, values = self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
         if self.unturned:
-            length = keys.shape[-2]
-            keys = self._turned(keys, torch.arange(length, device=self.device), length).to(key_states.dtype)
+            end = position + n  # the model's frequencies are those of a sequence of this length
+            keys = self._turned(keys, torch.arange(end - keys.shape[-2], end, device=self.device), end).to(values.dtype)
         self._evict()
         return keys, values
 
@@ -135,7 +141,7 @@ class KeptLayer(CacheLayerMixin):
         if recent is None:
             needed = -(-(kept + n) // BLOCK) * BLOCK
         else:
-            needed = self.keep.sinks + recent + max(n, 1 + max(recent // 4, 32))
+            needed = self.keep.sinks + recent + max(n, slack(self.keep))
         self.keys = self._laid_back(self.keys, keys, first, max(needed, capacity))
         self.values = self._laid_back(self.values, values, first, max(needed, capacity))
         self.offset += self.start - first
@@ -168,10 +174,15 @@ class KeptLayer(CacheLayerMixin):
     @property
     def nbytes(self) -> int:
         """Bytes of the keys and values held for the next step."""
+        return self.held * self.bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token of every row."""
         if not self.is_initialized or not self.keys.numel():
             return 0
-        per_token = [s.shape[0] * s.shape[1] * s.shape[3] * s.element_size() for s in (self.keys, self.values)]
-        return self.held * sum(per_token)
+        sizes = [x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() for x in (self.keys, self.values)]
+        return sizes[0] + sizes[1]
 
     def get_seq_length(self) -> int:
         return self.held
@@ -223,6 +234,12 @@ class StreamCache(Cache):
         self.seen = 0  # tokens fed
         super().__init__(layers=_layers(model, keep, ropes))
         self.device = model.device
+        # Where frequencies change with the sequence length and the window is longer than they hold, or so nearly
+        # that keys would be turned back all the time, every step turns every key anew, from keys kept unturned.
+        changing = [layer for layer in self.kept if layer.rope and layer.rope.limit]
+        if keep.window is not None and any(keep.window + slack(keep) > layer.rope.limit for layer in changing):
+            for layer in changing:
+                layer.unturned = True
 
     def advance(self, n: int) -> Tensor:
         """The positions at which the next ``n`` tokens are to be fed, shape ``(1, n)``, int64."""
@@ -244,7 +261,8 @@ class StreamCache(Cache):
         return min([max(2 * window, window + 512, window + n), *limits])
 
     def _rebase(self) -> None:
-        held = max(layer.held for layer in self.kept)
+        assert self.keep.window is not None
+        held = min(max(layer.held for layer in self.kept), self.keep.window)
         for layer in self.kept:
             layer.shift(held - self.position)
         self.position = held
@@ -258,6 +276,13 @@ class StreamCache(Cache):
     def nbytes(self) -> int:
         """Bytes of keys and values held for the next step, over all layers."""
         return sum(layer.nbytes for layer in self.kept)
+
+    def nbytes_after(self, first: int, last: int) -> list[int]:
+        """Bytes that the strategy holds after ``first``, ``first + 1`` ... ``last`` tokens of the stream."""
+        fed = np.arange(first, last + 1)
+        groups = Counter((layer.keep.window, layer.bytes_per_token) for layer in self.kept)
+        held = [n * size * (fed if window is None else fed.clip(max=window)) for (window, size), n in groups.items()]
+        return np.sum(held, axis=0).tolist()
 
 
 def _unread(model: PreTrainedModel) -> list[Rope | None]:

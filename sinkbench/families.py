@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
@@ -25,6 +26,10 @@ from sinkbench.errors import UserError
 from sinkbench.positions import Alibi, Rope
 
 STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
+
+
+class Probe(DynamicCache):
+    """The cache that positions are read with: a model that carries a strategy (sinkbench.attached) lets it pass."""
 
 
 class LearnedPositions(UserError):
@@ -136,10 +141,15 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
     if not takes_positions(model):
         raise LearnedPositions(_not_streamable(model))
     candidates = _frequencies(model)
-    step = min([7] + [rope.limit - 1 for rope in candidates if rope.limit])
+    step = min([7] + [rope.limit - 2 for _, rope in candidates if rope.limit])
     layers = _keys_and_values(model, step)
     tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
-    return [_match(model, k, v, step, candidates, tolerance) if k is not None else None for k, v in layers]
+    kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
+    of_kind = [[rope for kind, rope in candidates if kind in (None, wanted)] for wanted in kinds]
+    return [
+        _match(model, k, v, step, ropes, tolerance) if k is not None else None
+        for (k, v), ropes in zip(layers, of_kind, strict=True)
+    ]
 
 
 def check_reach(model: PreTrainedModel, length: int) -> None:
@@ -156,9 +166,10 @@ def check_reach(model: PreTrainedModel, length: int) -> None:
 
 
 def _keys_and_values(model: PreTrainedModel, step: int) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
-    cache = DynamicCache(config=model.config)
+    cache = Probe(config=model.config)
     embeddings = model.get_input_embeddings().weight[:1024]
-    token = embeddings.float().norm(dim=-1).argmax().expand(2, 1)  # not one that embeds as zeros, as padding does
+    loudest = embeddings.float().norm(dim=-1).argmax()  # not one that embeds as zeros, as padding does
+    token = loudest.to(model.device).expand(2, 1)
     positions = torch.tensor([[0], [step]], device=model.device)
     with torch.no_grad():
         model(token, position_ids=positions, past_key_values=cache, use_cache=True)
@@ -171,6 +182,8 @@ def _match(
 ) -> Rope | None:
     if _apart(values[0], values[1]) > tolerance:
         raise LearnedPositions(_not_streamable(model))
+    if not keys.any():
+        raise UserError(f"the keys of {type(model).__name__} are all zeros: their positions cannot be read")
     if _apart(keys[0], keys[1]) <= tolerance * 1e-2:
         return None
     by = torch.tensor([step], device=keys.device)
@@ -195,20 +208,21 @@ def _not_streamable(model: PreTrainedModel) -> str:
     )
 
 
-def _frequencies(model: PreTrainedModel) -> list[Rope]:
-    """Every set of rotary frequencies that ``model`` holds, in both pairings, without repetition."""
-    found: list[Rope] = []
+def _frequencies(model: PreTrainedModel) -> list[tuple[str | None, Rope]]:
+    """Every set of rotary frequencies that ``model`` holds, in both pairings, and the kind of layers it is for."""
+    found: list[tuple[str | None, Rope]] = []
     for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if name.endswith("inv_freq") and "original" not in name and "long" not in name:
-                rope = _rope(module, name.removesuffix("inv_freq").rstrip("_") or None, buffer)
+                kind = name.removesuffix("inv_freq").rstrip("_") or None
+                rope = _rope(module, kind, buffer)
             elif name == "embed_positions":
-                rope = Rope(_sinusoid_frequencies(buffer))
+                kind, rope = None, Rope(_sinusoid_frequencies(buffer))
             else:
                 continue
-            if not any(torch.equal(rope.inv_freq, other.inv_freq) for other in found):
-                found.append(rope)
-    return found + [replace(rope, pairing="interleaved") for rope in found]
+            if not any(kind == known and torch.equal(rope.inv_freq, other.inv_freq) for known, other in found):
+                found.append((kind, rope))
+    return found + [(kind, replace(rope, pairing="interleaved")) for kind, rope in found]
 
 
 def _sinusoid_frequencies(table: Tensor) -> Tensor:

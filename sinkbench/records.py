@@ -30,32 +30,38 @@ class RowWriter:
     """Writes steps to a CSV file, each row handed to the operating system when it is complete.
 
     So a process that is killed at any moment leaves every completed row behind. The file is locked: a second
-    process that writes to it is refused.
+    process that writes to it is refused. ``more`` names columns behind the usual ones.
 
     Raises:
         UserError: the file exists and ``overwrite`` is not set, is being written, or cannot be written.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, more: tuple[str, ...] = ()) -> None:
         self.path = path
+        self.columns = (*COLUMNS, *more)
         self.rows = 0
         self.nll_sum = 0.0
         self._file = _open(path, overwrite)
         self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
 
-    def write(self, steps: Steps, predicted: Sequence[int]) -> None:
-        """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict."""
+    def write(self, steps: Steps, predicted: Sequence[int], more: Sequence[float | None] = ()) -> None:
+        """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict.
+
+        ``more`` are the values of the further columns, the same in all these rows; ``None`` leaves one empty.
+        """
         vram = "" if steps.vram is None else repr(steps.vram)
         latency = "" if steps.latency is None else repr(steps.latency)
+        behind = "".join("," if value is None else f",{value!r}" for value in more)
         lines = []
         if not self.rows:
             self._file.truncate(0)
-            lines.append(",".join(COLUMNS) + "\n")
-        for nll, token in zip(steps.nll, predicted, strict=True):
+            lines.append(",".join(self.columns) + "\n")
+        for nll, token, held in zip(steps.nll, predicted, steps.kv_cache_bytes, strict=True):
             self.rows += 1
             self.nll_sum += nll
             ppl, overall = perplexity(nll), perplexity(self.nll_sum / self.rows)
-            lines.append(f"{self.rows},{nll!r},{ppl!r},{overall!r},{vram},{latency},{steps.kv_cache_bytes},{token}\n")
+            costs = f"{vram},{latency},{held}"
+            lines.append(f"{self.rows},{nll!r},{ppl!r},{overall!r},{costs},{token}{behind}\n")
         self._file.write("".join(lines))
         self._file.flush()
 

@@ -17,12 +17,16 @@ from sinkbench.errors import UserError
 
 REQUIRED = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency")
 OPTIONAL = ("kv_cache_bytes",)
+GENERATED = ("fresh_nll", "repetition", "non_word")  # what sinkbench generate adds
+GENERATE = "generate_"  # how its files begin
 Values: TypeAlias = "pd.Series[float]"
 ORDER = ("transformers", "windowed", "attention_sinks", "recompute")
 
 
 def read_results(folder: Path) -> dict[str, pd.DataFrame]:
     """Every CSV in ``folder`` by experiment name: the known strategies first, in a fixed order.
+
+    Where all of them were written by ``sinkbench generate``, a strategy goes by its own name too.
 
     Raises:
         UserError: no such folder, no CSV in it, or one that cannot be read.
@@ -36,11 +40,18 @@ def read_results(folder: Path) -> dict[str, pd.DataFrame]:
         raise UserError(f"cannot read folder {folder}: {error.strerror or error}") from error
     if not paths:
         raise UserError(f"no CSV in {folder}: run an experiment first (sinkbench run), or give another --output-dir")
-    return {path.stem: read_csv(path) for path in sorted(paths, key=_place)}
+    prefix = GENERATE if all(path.stem.startswith(GENERATE) for path in paths) else ""
+    named = {path.stem.removeprefix(prefix): path for path in paths}
+    return {name: _widened(read_csv(named[name])) for name in sorted(named, key=_place)}
 
 
-def _place(path: Path) -> tuple[int, str]:
-    return (ORDER.index(path.stem) if path.stem in ORDER else len(ORDER), path.stem)
+def _place(name: str) -> tuple[int, str]:
+    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
+
+
+def _widened(frame: pd.DataFrame) -> pd.DataFrame:
+    """With the columns of generated text, NaN in other results."""
+    return frame.reindex(columns=[*REQUIRED, *OPTIONAL, *GENERATED])
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -66,7 +77,8 @@ def read_csv(path: Path) -> pd.DataFrame:
         frame = pd.read_csv(StringIO("\n".join(lines[1:])), names=header, header=None, low_memory=False)
     except (ValueError, pd.errors.ParserError) as error:
         raise UserError(f"{path} is not a CSV that can be read ({error}); run that experiment again") from error
-    return pd.DataFrame({name: _numbers(frame, name, path) for name in (*REQUIRED, *OPTIONAL)})
+    more = [name for name in GENERATED if name in header]
+    return pd.DataFrame({name: _numbers(frame, name, path) for name in (*REQUIRED, *OPTIONAL, *more)})
 
 
 def _complete_lines(path: Path) -> list[str]:
@@ -122,6 +134,11 @@ def smoothed(values: Values) -> Values:
     return values.rolling(window, center=True, min_periods=1).median()
 
 
+def averaged(values: Values) -> Values:
+    """Mean of the last 256 values; at the beginning, of at least half as many."""
+    return values.rolling(256, min_periods=min(128, len(values))).mean()
+
+
 def mebibytes(values: Values) -> Values:
     """Bytes to MiB."""
     return values / 2**20
@@ -158,6 +175,8 @@ class Feature:
 
 
 KV_CACHE = Feature("kv_cache_bytes", "KV cache", "--", mebibytes, (("MiB; no CUDA", 1.0),))
+GENERATED_MISSING = "they are not of generated text; use sinkbench generate"
+PERCENT = (("%", 100.0),)
 FEATURES = {
     "perplexity": Feature("overall_ppl", "Log perplexity", "-", log, limited=True),
     "vram": Feature(
@@ -176,4 +195,7 @@ FEATURES = {
         (("s", 1.0), ("ms", 1000.0)),
         missing="they were made with the parallel engine, which runs no step a token; use --engine stepwise",
     ),
+    "fluency": Feature("fresh_nll", "NLL with fresh context", "-", averaged, missing=GENERATED_MISSING),
+    "repetition": Feature("repetition", "Repeated 4-grams", "--", units=PERCENT, missing=GENERATED_MISSING),
+    "non_word": Feature("non_word", "Non-words", ":", units=PERCENT, missing=GENERATED_MISSING),
 }

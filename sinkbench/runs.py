@@ -129,7 +129,7 @@ def _write(
                 writer.write(step, predicted)
             result.rows, result.overall_ppl = writer.rows, writer.perplexity
             result.seconds = time.perf_counter() - begin
-            result.kv_cache_bytes = max(result.kv_cache_bytes, step.kv_cache_bytes)
+            result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
                 latencies.append(step.latency)
             if step.vram is not None:

@@ -5,8 +5,6 @@ gets alone. Rows of equal length share their forwards; rows of other lengths hav
 """
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from sinkbench.adapters import mask_argument
-from sinkbench.attention import attending
-from sinkbench.cache import KeptLayer, StreamCache
-from sinkbench.engines.parallel import chunk_for
+from sinkbench.cache import StreamCache
 from sinkbench.errors import UserError
-from sinkbench.families import lasting, takes_positions
 from sinkbench.strategies import Keep
-
-Forward = Callable[..., Any]
 
 
 @dataclass
@@ -46,8 +38,11 @@ class Batch(Cache):
         super().__init__(layers=[])
         self.model, self.keep = model, keep
         self.columns = 0
-        self.groups: list[Group] = []
         self.groups = [Group([], StreamCache(model, keep))]  # refuses what cannot stream now and not later
+
+    def __len__(self) -> int:
+        """The number of layers, as of every cache of transformers; so an empty one is not false."""
+        return len(self.groups[0].cache.layers)
 
     @property
     def rows(self) -> int:
@@ -136,57 +131,3 @@ def _part(group: Group, rows: list[int]) -> StreamCache:
 def held_by(cache: StreamCache) -> int:
     """Entries that the fullest layer of ``cache`` holds."""
     return max(layer.held for layer in cache.kept)
-
-
-def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> tuple[list[int], bool]:
-    """How ``n`` new tokens are cut into forwards of ``model``, and whether those need attention of our own.
-
-    All that fits without dropping anything is one plain forward. More goes through :func:`attending` in chunks whose
-    size is chosen from the free memory. Models with a state that passes from token to token, and those whose
-    frequencies change within the window, are fed token by token where a chunk would not be exact.
-    """
-    limit = min((layer.rope.limit for layer in cache.kept if layer.rope and layer.rope.limit), default=None)
-    window = cache.keep.window
-    fits = all(layer.keep.window is None or layer.held + n <= layer.keep.window + 1 for layer in cache.kept)
-    stateful = any(not isinstance(layer, KeptLayer) for layer in cache.layers)
-    if n == 1:
-        return [1], False
-    if limit is not None and (window is None or window + 1 >= limit):
-        whole = max(0, min(n, limit - cache.seen)) if fits and not cache.seen and not stateful else 0
-        return ([whole] if whole else []) + [1] * (n - whole), False
-    if fits and not cache.seen:
-        return [n], False
-    if stateful:
-        return [1] * n, False
-    chunk = max(chunk_for(model) // rows, 1)
-    if limit is not None and window is not None:
-        chunk = min(chunk, limit - window)
-    return [chunk] * (n // chunk) + ([n % chunk] if n % chunk else []), True
-
-
-def feed(
-    model: PreTrainedModel, forward: Forward, cache: StreamCache, inputs: dict[str, Any], n: int, rows: int
-) -> Iterator[tuple[int, Any]]:
-    """Outputs of ``forward`` for ``n`` new tokens of ``rows`` rows, with the number of tokens before each.
-
-    ``inputs`` holds the arguments that go with the tokens, shape ``(rows, n, ...)`` each, under ``"along"``, and
-    the others, a function of how many tokens follow a stretch, under ``"rest"``.
-    """
-    sizes, apart = stretches(model, cache, n, rows)
-    longest = cache.reach(max(sizes)) if cache.keep.window is not None else cache.seen + n
-    with ExitStack() as stack:
-        stack.enter_context(lasting(model, longest))
-        if apart:
-            try:
-                stack.enter_context(attending(model, cache))
-            except UserError:  # attention that cannot be replaced: token by token is as exact
-                sizes, apart = [1] * n, False
-        begin = 0
-        for size in sizes:
-            positions = cache.advance(size)
-            given = {name: x[:, begin : begin + size] for name, x in inputs["along"].items()}
-            given |= inputs["rest"](n - begin - size, size) | (mask_argument(model) if apart else {})
-            if takes_positions(model):
-                given["position_ids"] = positions
-            yield begin, forward(**given, past_key_values=cache, use_cache=True, return_dict=True)
-            begin += size

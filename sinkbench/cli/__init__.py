@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 import typer
 
+from sinkbench.cli.chat import chat
 from sinkbench.cli.compare import compare_runs
+from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
 from sinkbench.cli.run import run
 from sinkbench.errors import UserError
@@ -22,6 +24,8 @@ app = typer.Typer(
     epilog="Errors are one line; --debug, anywhere on the line, shows where they come from.",
 )
 app.command()(run)
+app.command()(generate)
+app.command()(chat)
 app.command()(plot)
 app.command("compare")(compare_runs)
 

@@ -18,7 +18,8 @@ def plot(
     features: Annotated[
         list[str],
         typer.Option(
-            help="perplexity, vram, latency: the first on the left axis, each further one on its own right axis.",
+            help="perplexity, vram, latency; of generated text fluency, repetition, non_word too: the first on the "
+            "left axis, each further one on its own right axis.",
             metavar="NAME...",
         ),
     ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it

@@ -37,7 +37,7 @@ class Progress:
         if self._bars.disable or time.monotonic() - self._shown < 0.2:
             return
         self._shown = time.monotonic()
-        memory = f"{step.vram:.1f} GiB" if step.vram is not None else f"KV {step.kv_cache_bytes / 2**20:.0f} MiB"
+        memory = f"{step.vram:.1f} GiB" if step.vram is not None else f"KV {step.kv_cache_bytes[-1] / 2**20:.0f} MiB"
         state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}  {memory}"
         self._bars.update(self._task, completed=result.rows, state=state)
 

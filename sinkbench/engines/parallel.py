@@ -4,7 +4,9 @@ The stream is read in chunks; between chunks the cache carries what the strategy
 on the length of the stream (for ``transformers`` it grows by the cache alone).
 """
 
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -20,7 +22,9 @@ from sinkbench.errors import UserError
 from sinkbench.families import check_reach, lasting, takes_positions
 from sinkbench.strategies import Keep
 
-CHUNKS = (8192, 4096, 2048, 1024, 512, 256, 128)
+ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
+COMPILE_FROM = 50_000  # tokens: shorter streams end before compilation pays
+CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
 
 
 @torch.inference_mode()
@@ -43,12 +47,61 @@ def parallel(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int | No
     cache = StreamCache(model, keep)
     chunk = _fitting(model, cache, chunk, len(tokens))
     longest = len(tokens) if keep.window is None else 2 * keep.window + chunk + 512
-    with lasting(model, longest), attending(model, cache):
-        for begin in range(0, len(tokens) - 1, chunk):
+    last = len(tokens) - 1
+    with lasting(model, longest), attending(model, cache), compiled_parts(model, last >= COMPILE_FROM):
+        waiting: Pending | None = None
+        for begin in range(0, last, chunk):
             part = tokens[begin : begin + chunk + 1]
-            hidden = read(model, cache, part[:-1])
-            nll = nll_of(model, hidden, part[1:])
-            yield Steps(begin + 1, nll.tolist(), None, vram_allocated(), cache.nbytes)
+            nll = nll_of(model, read(model, cache, part[:-1]), part[1:])
+            begun = Pending(begin + 1, nll, cache.nbytes_after(begin + 1, begin + len(nll)))
+            if waiting:  # the device is busy with the next chunk while this one is written down
+                yield waiting.steps()
+            waiting = begun
+        if waiting:
+            yield waiting.steps()
+
+
+class Pending:
+    """NLLs on their way from the device."""
+
+    def __init__(self, first: int, nll: Tensor, kv_cache_bytes: list[int]) -> None:
+        self.first, self.kv_cache_bytes, self.vram = first, kv_cache_bytes, vram_allocated()
+        self.event = torch.cuda.Event() if nll.is_cuda else None
+        self.nll = nll.to("cpu", non_blocking=True) if not self.event else self._copied(nll)
+
+    def _copied(self, nll: Tensor) -> Tensor:
+        here = torch.empty(nll.shape, dtype=nll.dtype, pin_memory=True).copy_(nll, non_blocking=True)
+        assert self.event is not None
+        self.event.record()
+        return here
+
+    def steps(self) -> Steps:
+        """Wait until they are here."""
+        if self.event:
+            self.event.synchronize()
+        return Steps(self.first, self.nll.tolist(), None, self.vram, self.kv_cache_bytes)
+
+
+@contextmanager
+def compiled_parts(model: PreTrainedModel, worth_it: bool) -> Iterator[None]:
+    """On CUDA, within this context, norms, feed-forward blocks and the rotary function of ``model`` run compiled."""
+    parts, rotary = [], []
+    if worth_it and model.device.type == "cuda":
+        parts = [m for m in model.modules() if type(m).__name__.endswith(("Norm", "MLP"))]
+        sources = {type(m).__module__ for m in model.modules()}
+        rotary = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
+    before = [getattr(source, ROTATE) for source in rotary]
+    for module in parts:
+        object.__setattr__(module, "forward", torch.compile(module.forward, dynamic=False))
+    for source, rotate in zip(rotary, before, strict=True):
+        setattr(source, ROTATE, torch.compile(rotate, dynamic=False))
+    try:
+        yield
+    finally:
+        for module in parts:
+            object.__delattr__(module, "forward")
+        for source, rotate in zip(rotary, before, strict=True):
+            setattr(source, ROTATE, rotate)
 
 
 def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
@@ -69,14 +122,18 @@ def _fresh_windows(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: in
     with lasting(model, width):
         start = tokens[: min(width, last) + 1]
         hidden = body(input_ids=start[None, :-1], use_cache=False).last_hidden_state[0]
-        yield Steps(1, nll_of(model, hidden, start[1:]).tolist(), None, vram_allocated(), 0)
+        yield _nothing_held(1, nll_of(model, hidden, start[1:]))
         windows = tokens[1:last].unfold(0, width, 1) if last > width else tokens.new_empty(0, width)
         fed = width
         for batch in windows.split(max(1, 2 * chunk // width)):
             hidden = body(input_ids=batch, use_cache=False).last_hidden_state[:, -1]
             nll = nll_of(model, hidden, tokens[fed + 1 : fed + 1 + len(batch)])
-            yield Steps(fed + 1, nll.tolist(), None, vram_allocated(), 0)
+            yield _nothing_held(fed + 1, nll)
             fed += len(batch)
+
+
+def _nothing_held(first: int, nll: Tensor) -> Steps:
+    return Steps(first, nll.tolist(), None, vram_allocated(), [0] * len(nll))
 
 
 def chunk_for(model: PreTrainedModel) -> int:
@@ -88,7 +145,7 @@ def chunk_for(model: PreTrainedModel) -> int:
     per_token = size * (12 * width + 4 * inner)
     on_gpu = model.device.type == "cuda"
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    fits = [c for c in CHUNKS[0 if on_gpu else 2 :] if c * per_token <= free / 4]
+    fits = [c for c in CHUNKS[0 if on_gpu else 3 :] if c * per_token <= free / 4]
     return fits[0] if fits else CHUNKS[-1]
 
 
@@ -102,7 +159,7 @@ def _fitting(model: PreTrainedModel, cache: StreamCache, chunk: int, length: int
     window = cache.keep.window
     if not limits or (window is None and length <= min(limits)):
         return chunk
-    if window is None or window + 1 >= min(limits):
+    if window is None or any(layer.unturned for layer in cache.kept):
         raise UserError(
             f"{type(model).__name__} changes its rotary frequencies beyond {min(limits)} tokens, token by token: "
             "use --engine stepwise, or stay below"

@@ -15,14 +15,14 @@ class Steps:
         nll: -ln p(next token), natural logarithm, computed in float32.
         latency: seconds of the step, device synchronised; ``None`` where no step a token happened.
         vram: GiB allocated over all visible CUDA devices; ``None`` without CUDA.
-        kv_cache_bytes: keys and values held for the next step.
+        kv_cache_bytes: keys and values that the strategy holds after each token.
     """
 
     first: int
     nll: Sequence[float]
     latency: float | None
     vram: float | None
-    kv_cache_bytes: int
+    kv_cache_bytes: Sequence[int]
 
 
 def vram_allocated() -> float | None:

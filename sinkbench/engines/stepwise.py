@@ -24,7 +24,8 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Ste
         check_reach(model, len(tokens) - 1)
     cache = None if keep.fresh else StreamCache(model, keep)
     tokens = tokens.to(model.device)
-    with lasting(model, len(tokens) if keep.window is None else keep.window + 1):
+    longest = len(tokens) if keep.window is None else keep.window if cache is None else cache.reach(1)
+    with lasting(model, longest):
         for t in range(len(tokens) - 1):
             synchronize()
             begin = time.perf_counter()
@@ -37,7 +38,7 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Ste
             nll = cross_entropy(logits.float(), tokens[t + 1].to(logits.device)).item()
             synchronize()
             latency = time.perf_counter() - begin
-            yield Steps(t + 1, [nll], latency, vram_allocated(), cache.nbytes if cache else 0)
+            yield Steps(t + 1, [nll], latency, vram_allocated(), [cache.nbytes if cache else 0])
 
 
 def feed(model: PreTrainedModel, cache: StreamCache, tokens: Tensor):  # noqa: ANN201

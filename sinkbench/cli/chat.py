@@ -1,0 +1,106 @@
+"""``sinkbench chat``: a conversation of any length in constant memory."""
+
+import sys
+import warnings
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sinkbench import embedded
+from sinkbench.cli.generate import show
+from sinkbench.cli.run import MODEL, STRATEGY, Dtype, Experiment
+
+if TYPE_CHECKING:
+    from sinkbench.chatting import Chat
+
+TALK = "Conversation"
+COMMANDS = "/stats shows cache and memory, /reset begins anew, /quit ends"
+
+
+def chat(
+    experiment: Annotated[
+        Experiment,
+        typer.Option(metavar="NAME", help="attention_sinks, transformers or windowed.", rich_help_panel=STRATEGY),
+    ] = Experiment.attention_sinks,
+    window_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Cache entries kept between steps.", rich_help_panel=STRATEGY)
+    ] = 1024,
+    attention_sink_size: Annotated[
+        int, typer.Option(min=0, metavar="N", help="How many of them are the first tokens.", rich_help_panel=STRATEGY)
+    ] = 4,
+    model_name_or_path: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Hub id, folder, .gguf file, or smollm2-135m (embedded).", rich_help_panel=MODEL
+        ),
+    ] = embedded.MODEL,
+    revision: Annotated[
+        str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=MODEL)
+    ] = "main",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
+    ] = False,
+    dtype: Annotated[
+        Dtype,
+        typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+    ] = Dtype.auto,
+    device_map: Annotated[
+        str | None,
+        typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The system message.", rich_help_panel=TALK)
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.", rich_help_panel=TALK)
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, metavar="X", help="0 takes the likeliest token.", rich_help_panel=TALK)
+    ] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, metavar="X", help="Share of the likeliest tokens.", rich_help_panel=TALK)
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the sampling.", rich_help_panel=TALK)] = 0,
+) -> None:
+    """Talk with an instruct model; /stats, /reset and /quit are commands.
+
+    Without a terminal, each line of standard input is one message.
+    """
+    warnings.filterwarnings("ignore", module="transformers|torch")
+    from sinkbench import strategies
+    from sinkbench.chatting import Chat
+    from sinkbench.models import ModelSource, load_model, load_tokenizer
+    from sinkbench.speaking import Sampling
+
+    keep = strategies.resolve(str(experiment), window_size, attention_sink_size)
+    source = ModelSource(model_name_or_path, revision, trust_remote_code, str(dtype), device_map)
+    tokenizer = load_tokenizer(source)
+    partner = Chat(load_model(source), tokenizer, keep, Sampling(temperature, top_p), seed, system)
+    try:
+        _talk(partner, max_new_tokens, sys.stdin.isatty())
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:
+    """Messages in, answers out, until ``/quit`` or the end of the input."""
+    if prompted:
+        typer.echo(COMMANDS)
+    while True:
+        try:
+            message = input("> " if prompted else "").strip()
+        except EOFError:
+            return
+        if message == "/quit":
+            return
+        if message == "/reset":
+            partner.reset()
+            typer.echo("a new conversation")
+        elif message == "/stats":
+            typer.echo(partner.stats())
+        elif message.startswith("/"):
+            typer.echo(f"no command {message.split()[0]}: {COMMANDS}")
+        elif message:
+            for piece in partner.say(message, max_new_tokens):
+                show(piece)
+            show("\n")

@@ -1,0 +1,1 @@
+"""CUDA kernels, and the plain torch that says what they must compute."""
