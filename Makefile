@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO := results/demo
 
 .PHONY: help setup demo test lint format clean
 
@@ -19,7 +20,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## the three strategies on the embedded model and text, with the figure
-	$(BIN)/python -m sinkbench.demo
+	for e in transformers windowed attention_sinks; do \
+	  $(BIN)/sinkbench run --experiment $$e --engine parallel --num-tokens 12288 --overwrite --output-dir $(DEMO) || exit; \
+	  $(BIN)/sinkbench run --experiment $$e --window-size 64 --num-tokens 200 --overwrite --output-dir $(DEMO)/stepwise || exit; \
+	done
+	$(BIN)/sinkbench plot --features perplexity vram --output-dir $(DEMO)
+	$(BIN)/sinkbench plot --features vram latency --skip-first 10 --output-dir $(DEMO)/stepwise
+	$(BIN)/sinkbench compare $(DEMO)
 
 test: setup  ## all tests but the slow ones
 	$(BIN)/python -m pytest

@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as hf_logging
 
 from sinkbench import embedded
@@ -31,6 +39,9 @@ class ModelSource:
     Attributes:
         name: a Hub id, a local folder, a ``.gguf`` file, or ``smollm2-135m``.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own dtype on a GPU.
+        random_weights: draw the weights at random, for latency and memory without a download; ``name`` may then be a
+            ``config.json`` or a folder with one.
+        quantization: ``4bit`` or ``8bit`` weights, through bitsandbytes.
         device_map: as in transformers (``auto`` spreads over all GPUs); by default the first GPU, or the CPU.
     """
 
@@ -39,6 +50,8 @@ class ModelSource:
     trust_remote_code: bool = False
     dtype: str = "auto"
     device_map: str | None = None
+    random_weights: bool = False
+    quantization: str | None = None
 
     @cached_property
     def location(self) -> dict[str, Any]:
@@ -53,6 +66,8 @@ class ModelSource:
             if not path.is_file():
                 raise UserError(f"no such file: {path}")
             return _unpacked(path)
+        if self.random_weights and path.suffix == ".json" and path.is_file():
+            return {"pretrained_model_name_or_path": str(path)}
         if path.is_dir():
             return {"pretrained_model_name_or_path": str(path)}
         if path.is_absolute() or name.startswith((".", "~")) or path.is_file():
@@ -74,6 +89,10 @@ def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
+        if source.random_weights:
+            return _random(config, dtype, str(kwargs["device_map"]))
+        if source.quantization:
+            kwargs["quantization_config"] = _quantization(source.quantization)
         attention = _attention_for(config.get_text_config(decoder=True))
         if attention:
             kwargs.setdefault("attn_implementation", attention)
@@ -81,6 +100,23 @@ def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
             **source.location, trust_remote_code=source.trust_remote_code, dtype=dtype, **kwargs
         )
     return model.eval()
+
+
+def _random(config: PretrainedConfig, dtype: torch.dtype | str, device: str) -> PreTrainedModel:
+    """A model of this shape with random weights."""
+    chosen = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.bfloat16)
+    with torch.device("cuda:0" if device == "auto" else device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
+
+
+def _quantization(bits: str) -> Any:
+    """transformers' configuration for 4-bit (NF4) or 8-bit weights."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"{bits} weights need bitsandbytes: pip install 'sinkbench[quantized]'")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
 
 
 def _attention_for(config: PretrainedConfig) -> str | None:

@@ -152,7 +152,7 @@ def _feed(
             except UserError:  # attention that cannot be replaced: token by token is as exact
                 sizes, apart = [1] * n, False
         if call.rest.get("output_attentions") and (apart or len(sizes) > 1):
-            raise UserError("output_attentions is not to be had of a prompt longer than the cache")
+            raise UserError("output_attentions is not to be had of several tokens that do not fit an empty cache")
         begin = 0
         for size in sizes:
             after = n - begin - size

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench import strategies
+from sinkbench.engines.graphed import can_graph, graphed
 from sinkbench.engines.parallel import parallel
 from sinkbench.engines.step import Steps
 from sinkbench.engines.stepwise import stepwise
@@ -42,6 +43,7 @@ class RunOptions:
     attention_sink_size: int = 4
     engine: str = "stepwise"
     chunk_size: int | None = None
+    cuda_graphs: bool = True
     output_dir: Path = Path("results")
     overwrite: bool = False
 
@@ -114,6 +116,8 @@ def run(
 def _steps(options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor) -> Iterator[Steps]:
     if options.engine == "parallel":
         return parallel(model, keep, tokens, options.chunk_size)
+    if options.cuda_graphs and can_graph(model, keep):
+        return graphed(model, keep, tokens)
     return stepwise(model, keep, tokens)
 
 
@@ -161,6 +165,7 @@ def _resolved(options: RunOptions, model: PreTrainedModel, tokens: Tensor) -> di
             "revision": resolved_revision(model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "attention": getattr(model.config, "_attn_implementation", None),
+            "random_weights": options.model.random_weights,
         },
         "dtype": str(model.dtype).removeprefix("torch."),
         "dataset": {

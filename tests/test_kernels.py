@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sinkbench.attention import _fold, _sinks, Scores
+from sinkbench.attention import Scores, _fold, _sinks
 from sinkbench.kernels.ring import Ring, _attend_torch, attend_ring
 from sinkbench.kernels.sinks import fold_sinks
 from sinkbench.kernels.turn import Turn

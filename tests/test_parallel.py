@@ -114,5 +114,9 @@ def test_a_bfloat16_stream_keeps_its_perplexity_within_half_a_percent():
 def test_the_chunk_fits_the_free_memory(monkeypatch):
     model = model_of("llama")
     assert chunk_for(model) == 2048
-    monkeypatch.setattr("psutil.virtual_memory", lambda: type("M", (), {"available": 4 * 2**20})())
+
+    class Little:
+        available = 4 * 2**20
+
+    monkeypatch.setattr("psutil.virtual_memory", Little)
     assert chunk_for(model) < 2048

@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = spelled(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
+        status = app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
+        if isinstance(status, int) and status:
+            raise SystemExit(status)
     except UserError as error:
         if debug:
             raise

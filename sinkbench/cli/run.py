@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sinkbench import embedded
+from sinkbench.errors import UserError
 
 
 class Experiment(StrEnum):
@@ -75,6 +76,16 @@ def run(
         str | None,
         typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
     ] = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="Random weights; the model may be a config.json.", rich_help_panel=MODEL),
+    ] = False,
+    load_in_4bit: Annotated[
+        bool, typer.Option("--load-in-4bit", help="NF4 weights (bitsandbytes).", rich_help_panel=MODEL)
+    ] = False,
+    load_in_8bit: Annotated[
+        bool, typer.Option("--load-in-8bit", help="8-bit weights (bitsandbytes).", rich_help_panel=MODEL)
+    ] = False,
     dataset_name: Annotated[
         str, typer.Option(metavar="NAME", help="Hub id, file, folder, or kjv (embedded).", rich_help_panel=DATA)
     ] = embedded.TEXT,
@@ -108,6 +119,10 @@ def run(
     chunk_size: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Tokens a forward (parallel engine).", rich_help_panel=SPEED)
     ] = None,
+    cuda_graphs: Annotated[
+        bool,
+        typer.Option(help="Capture steps on CUDA where the model allows it.", rich_help_panel=SPEED),
+    ] = True,
 ) -> None:
     """Run one strategy over a stream of tokens; write its CSV and JSON."""
     warnings.filterwarnings("ignore", module="transformers|torch")
@@ -116,15 +131,22 @@ def run(
     from sinkbench.models import ModelSource
     from sinkbench.streams import Source
 
+    if load_in_4bit and load_in_8bit:
+        raise UserError("--load-in-4bit and --load-in-8bit exclude each other")
+    bits = "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
+    model = ModelSource(
+        model_name_or_path, revision, trust_remote_code, str(dtype), device_map, random_weights, quantization=bits
+    )
     options = runs.RunOptions(
         experiment=str(experiment),
-        model=ModelSource(model_name_or_path, revision, trust_remote_code, str(dtype), device_map),
+        model=model,
         source=Source(dataset_name, data_column, task, split, num_samples),
         num_tokens=num_tokens,
         window_size=window_size,
         attention_sink_size=attention_sink_size,
         engine=str(engine),
         chunk_size=chunk_size,
+        cuda_graphs=cuda_graphs,
         output_dir=output_dir,
         overwrite=overwrite,
     )

@@ -1,0 +1,81 @@
+"""Comparisons: intervals that cover, onsets where they are, and no comparison of different tokens."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sinkbench.compare import compare, interval
+from sinkbench.errors import UserError
+
+N = 3000
+
+
+def frame(nll, tokens=None):
+    return pd.DataFrame({"nll": nll, "token": np.arange(len(nll)) if tokens is None else tokens})
+
+
+def noise(seed, correlation=0.0):
+    values = np.random.default_rng(seed).normal(size=N)
+    for i in range(1, N):
+        values[i] += correlation * values[i - 1]
+    return values
+
+
+def test_an_interval_holds_the_mean_and_widens_for_dependent_tokens():
+    free, tied = interval(noise(1)), interval(noise(1, 0.9))
+    assert free.low < free.value < free.high
+    assert tied.high - tied.low > 3 * (free.high - free.low)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    covered = [found.low <= 0 <= found.high for found in (interval(noise(seed, 0.5)) for seed in range(60))]
+    assert 0.85 <= np.mean(covered) <= 1.0
+
+
+def test_a_strategy_parts_where_it_starts_to_lose_and_fails_where_it_collapses():
+    dense = 2 + 0.1 * noise(2)
+    small = dense + np.where(np.arange(N) >= 1000, 0.1, 0.0)
+    collapse = dense + np.where(np.arange(N) >= 2000, 3.0, 0.0)
+    runs = {"transformers": frame(dense), "attention_sinks": frame(small), "windowed": frame(collapse)}
+    found = {run.name: run for run in compare(runs)}
+    assert found["attention_sinks"].diverges == 1001
+    assert found["attention_sinks"].breaks is None
+    assert found["windowed"].diverges == found["windowed"].breaks == 2001
+    assert found["transformers"].loss is None
+    assert found["windowed"].loss.value == pytest.approx(1.0, abs=1e-9)
+    assert found["windowed"].loss.low <= 1.0 <= found["windowed"].loss.high
+
+
+def test_dense_attention_that_fails_past_its_context_is_said_to_fail():
+    sinks = 2 + 0.1 * noise(3)
+    dense = sinks + np.where(np.arange(N) >= 1500, 4.0, 0.0)
+    found = {run.name: run for run in compare({"transformers": frame(dense), "attention_sinks": frame(sinks)})}
+    assert found["transformers"].breaks == 1501
+    assert found["attention_sinks"].breaks is None
+    assert found["attention_sinks"].loss.value < 0
+
+
+def test_runs_of_different_length_are_compared_over_what_they_share():
+    compared = compare({"transformers": frame(noise(4)), "windowed": frame(noise(4)[:1000])})
+    assert {run.tokens for run in compared} == {1000}
+
+
+def test_runs_over_different_tokens_are_refused_and_the_first_difference_named():
+    other = np.arange(N)
+    other[500] = 0
+    with pytest.raises(UserError, match="token 501"):
+        compare({"transformers": frame(noise(5)), "windowed": frame(noise(5), other)})
+
+
+def test_the_command_prints_a_line_for_each_run(here, tmp_path):
+    for name, shift in (("transformers", 0.0), ("windowed", 0.4)):
+        data = frame(2 + noise(6) * 0.1 + shift)
+        data.insert(0, "input_length", np.arange(1, N + 1))
+        for column in ("ppl", "overall_ppl", "cuda_vram_allocated", "latency"):
+            data[column] = 1.0
+        data.to_csv(tmp_path / f"{name}.csv", index=False)
+    status, out, _ = here("compare", tmp_path)
+    assert status == 0
+    assert "windowed" in out
+    assert "+0.400" in out
+    assert here("compare", tmp_path / "windowed.csv")[0] == 2
