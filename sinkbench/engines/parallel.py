@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.adapters import mask_argument
+from sinkbench.angles import exact_angles
 from sinkbench.attention import attending
 from sinkbench.cache import StreamCache
 from sinkbench.engines.head import backbone, nll_of
@@ -48,7 +49,12 @@ def parallel(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int | No
     chunk = _fitting(model, cache, chunk, len(tokens))
     longest = len(tokens) if keep.window is None else 2 * keep.window + chunk + 512
     last = len(tokens) - 1
-    with lasting(model, longest), attending(model, cache), compiled_parts(model, last >= COMPILE_FROM):
+    with (
+        lasting(model, longest),
+        exact_angles(model),
+        attending(model, cache),
+        compiled_parts(model, last >= COMPILE_FROM),
+    ):
         waiting: Pending | None = None
         for begin in range(0, last, chunk):
             part = tokens[begin : begin + chunk + 1]
@@ -119,7 +125,7 @@ def _fresh_windows(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: in
     assert keep.recent is not None
     width, last = keep.recent, len(tokens) - 1
     body = backbone(model)
-    with lasting(model, width):
+    with lasting(model, width), exact_angles(model):
         start = tokens[: min(width, last) + 1]
         hidden = body(input_ids=start[None, :-1], use_cache=False).last_hidden_state[0]
         yield _nothing_held(1, nll_of(model, hidden, start[1:]))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from sinkbench.angles import exact_angles
 from sinkbench.cache import StreamCache
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
 from sinkbench.families import check_reach, lasting, takes_positions
@@ -25,7 +26,7 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Ste
     cache = None if keep.fresh else StreamCache(model, keep)
     tokens = tokens.to(model.device)
     longest = len(tokens) if keep.window is None else keep.window if cache is None else cache.reach(1)
-    with lasting(model, longest):
+    with lasting(model, longest), exact_angles(model):
         for t in range(len(tokens) - 1):
             synchronize()
             begin = time.perf_counter()
