@@ -148,7 +148,7 @@ def _opening(options: RunOptions) -> dict[str, Any]:
         "experiment": options.experiment,
         "engine": options.engine,
         "options": asdict(options),
-        "command": sys.argv,
+        "command": ["sinkbench", *sys.argv[1:]],
         "versions": versions(),
         "device": device_name(),
         "started": now(),

@@ -12,6 +12,10 @@ from sinkbench.positions import Rope
 cuda = pytest.mark.cuda
 
 
+def apart(ours, wanted):
+    return float((ours.float() - wanted.float()).norm() / wanted.float().norm())
+
+
 def rope(pairs, pairing):
     return Rope(10000.0 ** -(torch.arange(pairs).double() / pairs), pairing)
 
@@ -58,9 +62,7 @@ def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, ca
         key, value = torch.randn(2, kv_heads, dim, dtype=dtype, device="cuda")
         got = attend_ring(ours, 0.1, query, key, value)
         wanted = _attend_torch(plain, 0.1, query, key, value)
-        assert got.float().cpu() == pytest.approx(
-            wanted.float().cpu(), abs=1e-5, rel=0 if dtype == torch.float32 else 1e-2
-        )
+        assert apart(got, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
         ours.counter += 1
         plain.counter += 1
     assert torch.equal(ours.keys, plain.keys)
@@ -79,4 +81,4 @@ def test_the_fold_kernel_computes_what_plain_torch_does(dtype):
     part = _sinks(turn(query.float()), keys.float(), values.float(), 100, Scores(0.125))
     wanted, _ = _fold(out.float(), log_sum, *part)
     fold_sinks(query, out, log_sum, keys, values, turn, 0.125)
-    assert out.float().cpu() == pytest.approx(wanted.cpu(), abs=1e-5 if dtype == torch.float32 else 2e-2)
+    assert apart(out, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)

@@ -10,6 +10,7 @@ from sinkbench.cli.compare import compare_runs
 from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
 from sinkbench.cli.run import run
+from sinkbench.cli.speed import speed
 from sinkbench.errors import UserError
 
 MANY_VALUES = {"--features"}  # options that take several values after one flag
@@ -28,6 +29,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(plot)
 app.command("compare")(compare_runs)
+app.command()(speed)
 
 
 def _version(value: bool) -> None:

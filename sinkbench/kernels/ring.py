@@ -21,7 +21,7 @@ try:
 except ImportError:  # the CPU build of torch comes without
     triton = None
 
-SLOTS = 64  # cache slots that one program reads
+SLOTS, WARPS = 64, 4  # cache slots that one program reads, and with how many warps
 
 
 @dataclass
@@ -96,7 +96,9 @@ if triton is not None:
     ):
         head, split = tl.program_id(0), tl.program_id(1)
         t = tl.load(counter)
-        slot = tl.where(t < capacity, t, sinks + (t - sinks) % tl.maximum(capacity - sinks, 1))
+        slot = tl.where(t < capacity, t, (sinks + (t - sinks) % tl.maximum(capacity - sinks, 1)).to(tl.int64)).to(
+            tl.int32
+        )
         count = tl.minimum(t + 1, capacity)
         rows = split * SLOTS + tl.arange(0, SLOTS)
         d = tl.arange(0, WIDTH)
@@ -195,7 +197,7 @@ def _attend_triton(ring: Ring, scale: float, query: Tensor, key: Tensor, value: 
         DIM=dim,
         WIDTH=width,
         SLOTS=SLOTS,
-        num_warps=4,
+        num_warps=WARPS,
     )
     _join_splits[(heads,)](
         partial, maxima, sums, out, splits, DIM=dim, WIDTH=width, SPLITS=triton.next_power_of_2(splits), num_warps=4
