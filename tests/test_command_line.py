@@ -75,6 +75,19 @@ def test_a_short_dataset_runs_to_its_end_and_says_so(here, tmp_path):
     assert json.loads((tmp_path / "attention_sinks.json").read_text())["exit_reason"] == "dataset ended"
 
 
+def test_a_config_file_gives_options_that_the_line_may_override(here, tmp_path):
+    config = tmp_path / "golden.toml"
+    config.write_text('experiment = "windowed"\nwindow-size = 16\nnum_tokens = 30\ndtype = "float32"\n')
+    line = golden_options("llama")[:6]
+    assert here("run", "--config", config, *line, "--num-tokens", "20", "--output-dir", tmp_path)[0] == 0
+    record = json.loads((tmp_path / "windowed.json").read_text())
+    assert (record["options"]["window_size"], record["options"]["num_tokens"]) == (16, 20)
+    config.write_text("window = 16\n")
+    refused(here("run", "--config", config, *line), "window", "window_size")
+    config.write_text("window = \n")
+    refused(here("run", "--config", config, *line), "golden.toml")
+
+
 def test_help_fits_80_columns(sinkbench):
     for command in ([], ["run"], ["plot"], ["compare"]):
         shown = sinkbench(*command, "--help")

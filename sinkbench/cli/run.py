@@ -1,5 +1,6 @@
 """``sinkbench run``: one strategy over one stream."""
 
+import tomllib
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -39,7 +40,33 @@ class Dtype(StrEnum):
 MODEL, DATA, STRATEGY, OUTPUT, SPEED = "Model", "Dataset", "Strategy", "Output", "How to run"
 
 
+def _defaults_from(ctx: typer.Context, path: Path | None) -> Path | None:
+    """Let the options in a TOML file stand where the command line is silent."""
+    if path is None:
+        return None
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    given = {key.replace("-", "_"): value for key, value in table.items()}
+    known = {parameter.name for parameter in ctx.command.params if parameter.name}
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise UserError(f"{path} has no option {unknown[0]!r} to set: there are {', '.join(sorted(known))}")
+    ctx.default_map = {**(ctx.default_map or {}), **given}
+    return path
+
+
 def run(
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            callback=_defaults_from,
+            is_eager=True,
+            help="TOML of options, for all that the line does not say.",
+        ),
+    ] = None,
     experiment: Annotated[
         Experiment,
         typer.Option(
