@@ -157,7 +157,16 @@ def _load_folder(source: Source, path: Path):  # noqa: ANN202
                 raise UserError(f"no split {source.split!r} in {path}: there are {', '.join(sorted(loaded))}")
             return loaded[source.split]
         return loaded
-    return _load(source, str(path), source.task, split=source.split)
+    from datasets import get_dataset_split_names
+
+    try:
+        splits = get_dataset_split_names(str(path), source.task)
+    except Exception as error:
+        raise UserError(f"cannot read a dataset from the folder {path}: {_short(error)}") from error
+    only = splits[0] if len(splits) == 1 else source.split
+    if only not in splits:
+        raise UserError(f"no split {source.split!r} in {path}: there are {', '.join(splits)}")
+    return _load(source, str(path), source.task, split=only)
 
 
 def _load(source: Source, *args: object, **kwargs: object) -> Iterator[dict]:
