@@ -21,8 +21,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup  ## the three strategies on the embedded model and text, with the figure
 	for e in transformers windowed attention_sinks; do \
-	  $(BIN)/sinkbench run --experiment $$e --engine parallel --num-tokens 12288 --overwrite --output-dir $(DEMO) || exit; \
-	  $(BIN)/sinkbench run --experiment $$e --window-size 64 --num-tokens 200 --overwrite --output-dir $(DEMO)/stepwise || exit; \
+	  $(BIN)/sinkbench run --experiment $$e --engine parallel --num-tokens 11264 --overwrite --output-dir $(DEMO) || exit; \
+	  $(BIN)/sinkbench run --experiment $$e --window-size 64 --num-tokens 120 --overwrite --output-dir $(DEMO)/stepwise || exit; \
 	done
 	$(BIN)/sinkbench plot --features perplexity vram --output-dir $(DEMO)
 	$(BIN)/sinkbench plot --features vram latency --skip-first 10 --output-dir $(DEMO)/stepwise
