@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinkbench import embedded
-from sinkbench.cli.run import MODEL, OUTPUT, STRATEGY, Dtype, Experiment
+from sinkbench.cli.options import (
+    MODEL,
+    OUTPUT,
+    STRATEGY,
+    DeviceMap,
+    Dtype,
+    Experiment,
+    ModelName,
+    Revision,
+    SinkSize,
+    TrustRemoteCode,
+    WindowSize,
+)
 
 if TYPE_CHECKING:
     from sinkbench.generation import GenerateOptions, Written
@@ -24,32 +36,16 @@ def generate(
             metavar="NAME", help="attention_sinks, transformers, windowed or recompute.", rich_help_panel=STRATEGY
         ),
     ] = Experiment.attention_sinks,
-    window_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Cache entries kept between steps.", rich_help_panel=STRATEGY)
-    ] = 1024,
-    attention_sink_size: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many of them are the first tokens.", rich_help_panel=STRATEGY)
-    ] = 4,
-    model_name_or_path: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Hub id, folder, .gguf file, or smollm2-135m (embedded).", rich_help_panel=MODEL
-        ),
-    ] = embedded.MODEL,
-    revision: Annotated[
-        str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=MODEL)
-    ] = "main",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
-    ] = False,
+    window_size: WindowSize = 1024,
+    attention_sink_size: SinkSize = 4,
+    model_name_or_path: ModelName = embedded.MODEL,
+    revision: Revision = "main",
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Annotated[
         Dtype,
         typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
     ] = Dtype.auto,
-    device_map: Annotated[
-        str | None,
-        typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
-    ] = None,
+    device_map: DeviceMap = None,
     prompt: Annotated[
         str, typer.Option(metavar="TEXT", help="What the text begins with.", rich_help_panel=TEXT)
     ] = PROMPT,

@@ -9,16 +9,20 @@ from typing import Annotated
 import typer
 
 from sinkbench import embedded
+from sinkbench.cli.options import (
+    MODEL,
+    OUTPUT,
+    STRATEGY,
+    DeviceMap,
+    Dtype,
+    Experiment,
+    ModelName,
+    Revision,
+    SinkSize,
+    TrustRemoteCode,
+    WindowSize,
+)
 from sinkbench.errors import UserError
-
-
-class Experiment(StrEnum):
-    """The strategies."""
-
-    attention_sinks = "attention_sinks"
-    transformers = "transformers"
-    windowed = "windowed"
-    recompute = "recompute"
 
 
 class Engine(StrEnum):
@@ -28,16 +32,7 @@ class Engine(StrEnum):
     parallel = "parallel"
 
 
-class Dtype(StrEnum):
-    """The types of weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-MODEL, DATA, STRATEGY, OUTPUT, SPEED = "Model", "Dataset", "Strategy", "Output", "How to run"
+DATA, SPEED = "Dataset", "How to run"
 
 
 def _defaults_from(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -73,24 +68,11 @@ def run(
             metavar="NAME", help="attention_sinks, transformers, windowed or recompute.", rich_help_panel=STRATEGY
         ),
     ] = Experiment.attention_sinks,
-    window_size: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Cache entries kept between steps.", rich_help_panel=STRATEGY)
-    ] = 1024,
-    attention_sink_size: Annotated[
-        int, typer.Option(min=0, metavar="N", help="How many of them are the first tokens.", rich_help_panel=STRATEGY)
-    ] = 4,
-    model_name_or_path: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Hub id, folder, .gguf file, or smollm2-135m (embedded).", rich_help_panel=MODEL
-        ),
-    ] = embedded.MODEL,
-    revision: Annotated[
-        str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=MODEL)
-    ] = "main",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
-    ] = False,
+    window_size: WindowSize = 1024,
+    attention_sink_size: SinkSize = 4,
+    model_name_or_path: ModelName = embedded.MODEL,
+    revision: Revision = "main",
+    trust_remote_code: TrustRemoteCode = False,
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -99,10 +81,7 @@ def run(
             rich_help_panel=MODEL,
         ),
     ] = Dtype.auto,
-    device_map: Annotated[
-        str | None,
-        typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
-    ] = None,
+    device_map: DeviceMap = None,
     random_weights: Annotated[
         bool,
         typer.Option("--random-weights", help="Random weights; the model may be a config.json.", rich_help_panel=MODEL),

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkbench import embedded
-from sinkbench.cli.run import Dtype
+from sinkbench.cli.options import Dtype
 from sinkbench.errors import UserError
 
 if TYPE_CHECKING:

@@ -160,7 +160,6 @@ class GraphedStream:
 
     def step(self) -> float:
         """Feed the next token; answer with the NLL of the one after. The device has finished when this returns."""
-        self._prepare()
         assert self.graph is not None
         self.graph.replay()
         self.fed += 1
@@ -168,10 +167,7 @@ class GraphedStream:
         return self.nll.item()
 
     def prepare(self) -> None:
-        """Everything that is not part of a step: growth, capture, turning back."""
-        self._prepare()
-
-    def _prepare(self) -> None:
+        """Everything that is not part of a step: growth, capture, turning back. To be called before each step."""
         if self.keep.window is None:
             if self.fed + 1 > min(_rings[h].capacity for h, layer in self._unbounded()):
                 self._grow()

@@ -20,7 +20,7 @@ from sinkbench.cache import StreamCache
 from sinkbench.engines.head import backbone, nll_of
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
-from sinkbench.families import check_reach, lasting, takes_positions
+from sinkbench.families import check_reach, lasting, read_positions, takes_positions
 from sinkbench.strategies import Keep
 
 ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
@@ -174,7 +174,5 @@ def _fitting(model: PreTrainedModel, cache: StreamCache, chunk: int, length: int
 
 
 def _limits(model: PreTrainedModel, cache: StreamCache) -> list[int | None]:
-    from sinkbench.families import read_positions
-
     ropes = read_positions(model) if cache.keep.window is None else [layer.rope for layer in cache.kept]
     return [rope.limit for rope in ropes if rope]
