@@ -136,22 +136,31 @@ class KeptLayer(CacheLayerMixin):
         capacity = self.keys.shape[2] if self.keys.numel() else 0
         if self.end + n <= capacity:
             return
+        self._lay_back(keys, values, max(self._needed(n), capacity))
+
+    def _needed(self, n: int) -> int:
+        """Slots of a strip for what is held and ``n`` tokens at a time."""
+        if self.keep.recent is None:
+            return -(-(self.end - self.start + n) // BLOCK) * BLOCK
+        return self.keep.sinks + self.keep.recent + max(n, slack(self.keep))
+
+    def settle(self) -> None:
+        """Give back the room that only many tokens at a time need."""
+        if self.end > self.start:
+            self._lay_back(self.keys, self.values, self._needed(1))
+
+    def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Move the window to the strip's beginning, behind the sinks' slots; the strip gets ``capacity`` slots."""
         kept, first = self.end - self.start, self.keep.sinks if self.sinks is not None else 0
-        recent = self.keep.recent
-        if recent is None:
-            needed = -(-(kept + n) // BLOCK) * BLOCK
-        else:
-            needed = self.keep.sinks + recent + max(n, slack(self.keep))
-        self.keys = self._laid_back(self.keys, keys, first, max(needed, capacity))
-        self.values = self._laid_back(self.values, values, first, max(needed, capacity))
+        self.keys = self._laid_back(self.keys, keys, first, capacity)
+        self.values = self._laid_back(self.values, values, first, capacity)
         self.offset += self.start - first
         self.start, self.end = first, first + kept
 
     def _laid_back(self, strip: Tensor, like: Tensor, first: int, capacity: int) -> Tensor:
-        """The window of ``strip`` moved to slot ``first``, in a strip of ``capacity`` slots."""
         dtype = torch.float32 if self.unturned and strip is self.keys else like.dtype
         window = strip[:, :, self.start : self.end] if strip.numel() else None
-        if strip.numel() == 0 or strip.shape[2] < capacity:
+        if strip.numel() == 0 or strip.shape[2] != capacity:
             strip = torch.empty(*like.shape[:2], capacity, like.shape[3], dtype=dtype, device=like.device)
         elif window is not None:
             window = window.clone()

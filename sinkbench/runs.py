@@ -33,7 +33,10 @@ FINISHED, ENDED, OUT_OF_MEMORY = "finished", "dataset ended", "out of memory"
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Everything that decides a run; the fields are the options of ``sinkbench run``."""
+    """Everything that decides a run; the fields are the options of ``sinkbench run``.
+
+    ``name`` is what its files are called; by default as the experiment is.
+    """
 
     experiment: str = "attention_sinks"
     model: ModelSource = field(default_factory=lambda: ModelSource("smollm2-135m"))
@@ -46,6 +49,12 @@ class RunOptions:
     cuda_graphs: bool = True
     output_dir: Path = Path("results")
     overwrite: bool = False
+    name: str | None = None
+
+    @property
+    def csv(self) -> Path:
+        """Where the rows go; the record lies beside it, with the suffix ``.json``."""
+        return self.output_dir / f"{self.name or self.experiment}.csv"
 
 
 @dataclass
@@ -87,7 +96,7 @@ def run(
         UserError: before the first row, whatever the user can mend.
     """
     keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
-    csv = options.output_dir / f"{options.experiment}.csv"
+    csv = options.csv
     result = RunResult(options.experiment, csv)
     with RowWriter(csv, options.overwrite) as writer, signals():
         record, reason, error = _opening(options), FINISHED, None

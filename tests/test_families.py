@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache import StreamCache
-from sinkbench.engines.stepwise import feed, stepwise
+from sinkbench.engines.feeding import feed
+from sinkbench.engines.stepwise import stepwise
 from sinkbench.errors import UserError
 from sinkbench.families import read_positions
 from sinkbench.positions import Rope

@@ -7,13 +7,16 @@ import typer
 
 from sinkbench.cli.chat import chat
 from sinkbench.cli.compare import compare_runs
+from sinkbench.cli.doctor import doctor
 from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
+from sinkbench.cli.report import report
 from sinkbench.cli.run import run
 from sinkbench.cli.speed import speed
 from sinkbench.errors import UserError
 
-MANY_VALUES = {"--features"}  # options that take several values after one flag
+# options that take several values after one flag
+MANY_VALUES = {"plot": {"--features"}, "speed": {"--num-tokens"}}
 
 app = typer.Typer(
     help="What does a language model lose, and what does it cost, when its KV cache is cut?",
@@ -29,7 +32,9 @@ app.command()(generate)
 app.command()(chat)
 app.command()(plot)
 app.command("compare")(compare_runs)
+app.command()(report)
 app.command()(speed)
+app.command()(doctor)
 
 
 def _version(value: bool) -> None:
@@ -54,11 +59,14 @@ def spelled(arguments: Iterable[str]) -> list[str]:
     out: list[str] = []
     many: str | None = None
     fresh = False
+    arguments = list(arguments)
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    takes_many = MANY_VALUES.get(command, set())
     for argument in arguments:
         if argument.startswith("--"):
             name, equals, value = argument.partition("=")
             name = name.replace("_", "-")
-            many, fresh = (name, True) if name in MANY_VALUES else (None, False)
+            many, fresh = (name, True) if name in takes_many else (None, False)
             out.append(name + equals + value)
             fresh = fresh and not equals
         elif argument.startswith("-") and len(argument) > 1:

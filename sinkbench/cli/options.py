@@ -40,6 +40,10 @@ Revision = Annotated[str, typer.Option(metavar="REV", help="Branch, tag or commi
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
 ]
+AllowPickle = Annotated[
+    bool,
+    typer.Option("--allow-pickle", help="Read pickled weights where there are no others.", rich_help_panel=MODEL),
+]
 DeviceMap = Annotated[
     str | None,
     typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),

@@ -1,10 +1,9 @@
 """``sinkbench run``: one strategy over one stream."""
 
-import tomllib
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +12,7 @@ from sinkbench.cli.options import (
     MODEL,
     OUTPUT,
     STRATEGY,
+    AllowPickle,
     DeviceMap,
     Dtype,
     Experiment,
@@ -39,17 +39,26 @@ def _defaults_from(ctx: typer.Context, path: Path | None) -> Path | None:
     """Let the options in a TOML file stand where the command line is silent."""
     if path is None:
         return None
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    given = {key.replace("-", "_"): value for key, value in table.items()}
-    known = {parameter.name for parameter in ctx.command.params if parameter.name}
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise UserError(f"{path} has no option {unknown[0]!r} to set: there are {', '.join(sorted(known))}")
+    from sinkbench.experiments import read_options
+
+    given = {key: _only(path, key, value) for key, value in read_options(path).items()}
     ctx.default_map = {**(ctx.default_map or {}), **given}
     return path
+
+
+def _only(path: Path, key: str, value: Any) -> Any:
+    """A value as a default; several as one that is refused when it comes to be needed."""
+    if not isinstance(value, list):
+        return value
+
+    def refuse() -> None:
+        values = ", ".join(map(str, value))
+        raise UserError(
+            f"{path}: {key}: has several values ({values}): give one with --{key.replace('_', '-')}, "
+            "or run them all with `sinkbench sweep`"
+        )
+
+    return refuse
 
 
 def run(
@@ -73,6 +82,7 @@ def run(
     model_name_or_path: ModelName = embedded.MODEL,
     revision: Revision = "main",
     trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     dtype: Annotated[
         Dtype,
         typer.Option(
@@ -95,6 +105,13 @@ def run(
     dataset_name: Annotated[
         str, typer.Option(metavar="NAME", help="Hub id, file, folder, or kjv (embedded).", rich_help_panel=DATA)
     ] = embedded.TEXT,
+    dataset_revision: Annotated[
+        str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=DATA)
+    ] = "main",
+    streaming: Annotated[
+        bool,
+        typer.Option(help="Read rows as needed; otherwise keep the whole split, for offline.", rich_help_panel=DATA),
+    ] = True,
     data_column: Annotated[
         str, typer.Option(metavar="NAME", help="Column of text, or of lists of token ids.", rich_help_panel=DATA)
     ] = "text",
@@ -141,12 +158,12 @@ def run(
         raise UserError("--load-in-4bit and --load-in-8bit exclude each other")
     bits = "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
     model = ModelSource(
-        model_name_or_path, revision, trust_remote_code, str(dtype), device_map, random_weights, quantization=bits
+        model_name_or_path, revision, trust_remote_code, str(dtype), device_map, random_weights, bits, allow_pickle
     )
     options = runs.RunOptions(
         experiment=str(experiment),
         model=model,
-        source=Source(dataset_name, data_column, task, split, num_samples),
+        source=Source(dataset_name, data_column, task, split, num_samples, dataset_revision, streaming),
         num_tokens=num_tokens,
         window_size=window_size,
         attention_sink_size=attention_sink_size,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -26,54 +27,86 @@ def speed(
     window_size: Annotated[int, typer.Option(min=2, metavar="N", help="Cache entries kept.")] = 1024,
     attention_sink_size: Annotated[int, typer.Option(min=0, metavar="N", help="Sinks among them.")] = 4,
     steps: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens timed one by one.")] = 200,
-    num_tokens: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens read in parallel.")] = 8192,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="A .json or .md file to write too.")] = None,
+    num_tokens: Annotated[
+        list[int], typer.Option(min=2, metavar="N...", help="Lengths of the streams read in parallel.")
+    ] = [8192],  # noqa: B006 - typer copies it
+    dense_tokens: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Tokens held while dense attention is timed.")
+    ] = 2048,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .json or .md to write too; the other goes beside it.")
+    ] = None,
 ) -> None:
     """Time the seed's loop and both engines; print them beside the floors of this device."""
     from sinkbench.models import ModelSource, load_model
     from sinkbench.records import device_name, versions
-    from sinkbench.speed import measure
+    from sinkbench.speed import Plan, measure
 
     if output is not None and output.suffix not in (".json", ".md"):
         raise UserError(f"cannot write {output}: give a .json or .md file")
-    source = ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights)
-    model = load_model(source)
-    console = Console(stderr=True)
+    if attention_sink_size >= window_size:
+        raise UserError("the window must be larger than the attention sinks: raise --window-size")
+    model = load_model(ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights))
+    plan = Plan(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
+    console, costs = Console(stderr=True), []
     with console.status("measuring") as status:
-        costs = measure(model, window_size, attention_sink_size, steps, num_tokens, status.update)
+        for cost in measure(model, plan, status.update):
+            costs.append(cost)
+            console.print(f"{cost.what}: {cost.ms:.4g} ms a token")
     Console().print(table(costs))
     if output is None:
         return
-    about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype), "window": window_size}
-    text = json.dumps({**about, "versions": versions(), "costs": [asdict(c) for c in costs]}, indent=2)
+    about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
+    about |= {"window": str(window_size), "sinks": str(attention_sink_size), "random weights": str(random_weights)}
+    shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
+    text = json.dumps({**about, "versions": versions(), "costs": shown}, indent=1)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n" if output.suffix == ".json" else markdown(costs, about), encoding="utf-8")
+        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+        output.with_suffix(".md").write_text(markdown(costs, about), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
 
 
-def _rows(costs: "list[Cost]") -> list[tuple[str, str, str, str]]:
+HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed")
+FITTING = 5  # columns that a narrow terminal has room for
+
+
+def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
     seed = next(cost.ms for cost in costs if cost.what.startswith("the seed"))
-    return [
-        (cost.what, f"{cost.ms:.4f}", "-" if cost.p99 is None else f"{cost.p99:.4f}", f"{seed / cost.ms:.1f}")
-        for cost in costs
-    ]
-
-
-HEADINGS = ("", "ms a token", "p99", "times the seed's speed")
+    rows: list[tuple[str, ...]] = []
+    for cost in costs:
+        digits = 3 if cost.ms >= 0.1 else 5
+        low, high = cost.spread
+        rows.append(
+            (
+                cost.what,
+                f"{cost.ms:.{digits}f}",
+                f"{low:.{digits}f}-{high:.{digits}f}",
+                "-" if cost.p99 is None else f"{cost.p99:.{digits}f}",
+                f"{seed / cost.ms:.1f}",
+                "-" if cost.peak_gib is None else f"{cost.peak_gib:.2f}",
+                f"{len(cost.timings)} {cost.each}s",
+            )
+        )
+    return rows
 
 
 def table(costs: "list[Cost]") -> Table:
     """The costs, for a terminal."""
-    shown = Table(*HEADINGS)
+    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(HEADINGS[:FITTING]):
+        if number:
+            shown.add_column(heading, justify="right", no_wrap=True)
+        else:
+            shown.add_column(heading, min_width=24, overflow="fold")
     for row in _rows(costs):
-        shown.add_row(*row)
+        shown.add_row(*row[:FITTING])
     return shown
 
 
-def markdown(costs: "list[Cost]", about: dict[str, object]) -> str:
+def markdown(costs: "list[Cost]", about: dict[str, str]) -> str:
     """The costs, for a page."""
     lines = [", ".join(f"{key}: {value}" for key, value in about.items()), ""]
-    lines += ["| " + " | ".join(HEADINGS) + " |", "|---|---|---|---|"]
+    lines += ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in _rows(costs))]) + "\n"

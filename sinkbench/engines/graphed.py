@@ -6,6 +6,7 @@ compiled, does the rest. Positions are kept small by turning the rings back now 
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from sinkbench.attention import redirected
 from sinkbench.cache import BLOCK, KeptLayer, StreamCache
+from sinkbench.engines.priming import primed
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.families import family_of, lasting, takes_positions
 from sinkbench.kernels.ring import Ring, attend_ring
@@ -56,7 +58,14 @@ class _PassThrough(Cache):
         return 0
 
 
-_rings: dict[int, Ring] = {}  # those of the run in progress, by a handle that compiled code can carry
+# Those of the runs in progress, by a handle that compiled code can carry. The handles of one run after the other are
+# the same, so that what was compiled for the first serves the next.
+_rings: dict[int, Ring] = {}
+
+
+def _free_handles(count: int) -> list[int]:
+    begin = max(_rings, default=-1) + 1
+    return list(range(begin, begin + count))
 
 
 @torch.library.custom_op("sinkbench::attend_ring", mutates_args=())
@@ -86,8 +95,13 @@ class GraphedStream:
         self.layers = StreamCache(model, keep).kept
         self.fed = self.at = 0  # host mirrors of the counter and the position
         self.turns: dict[int, tuple[Rope, Turn]] = {}
-        self.handles = [id(self) + index for index in range(len(self.layers))]
+        self.sizes: Counter[tuple[int | None, int]] = Counter()  # layers by window and bytes a token
+        self.handles = _free_handles(len(self.layers))
         self._make_rings()
+        limits = [layer.rope.limit for layer in self.layers if layer.rope and layer.rope.limit]
+        self.reach = min([max(REACH, 2 * (keep.window or 0)), *limits])  # positions stay within it
+        # the rings that grow; none in a dense model whose layers all have a window of their own
+        self.growing = [h for h, layer in zip(self.handles, self.layers, strict=True) if layer.keep.window is None]
         forward = model.forward
         self.forward = torch.compile(forward, dynamic=False, options=dict(COMPILE)) if compiled else forward
         # apart from the forward: the rings read the turns behind the compiler's back
@@ -109,12 +123,26 @@ class GraphedStream:
             if layer.rope is not None and layer.keep.sinks:
                 _, turn = self.turns.setdefault(id(layer.rope), (layer.rope, turn))
             _rings[handle] = Ring(keys, values, self.counter, layer.keep.sinks, turn)
+            self.sizes[window, 2 * heads * dim * dtype.itemsize] += 1
 
     @staticmethod
     def _falcon_heads(config: Any) -> int:
         if config.new_decoder_architecture or not config.multi_query:
             return config.num_attention_heads
         return 1
+
+    def prime(self, cache: StreamCache) -> None:
+        """Take up the stream where ``cache`` has left it; to be called before the first step."""
+        self.fed, self.at = cache.seen, cache.position
+        for handle, layer in zip(self.handles, cache.kept, strict=True):
+            while layer.keep.window is None and _rings[handle].capacity <= self.fed:
+                self._grow()
+            ring, held = _rings[handle], slice(layer.start, layer.end)
+            slots = ring.slots(torch.arange(self.fed - (layer.end - layer.start), self.fed, device=self.device))
+            ring.keys[:, slots], ring.values[:, slots] = layer.keys[0, :, held], layer.values[0, :, held]
+            if layer.sinks is not None:
+                ring.keys[:, : ring.sinks], ring.values[:, : ring.sinks] = layer.sinks.keys[0], layer.sinks.values[0]
+        self._stand()
 
     def _attend(self, index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
         out = torch.ops.sinkbench.attend_ring(self.handles[index], scale, query[0, :, 0], key[0, :, 0], value[0, :, 0])
@@ -169,25 +197,17 @@ class GraphedStream:
     def prepare(self) -> None:
         """Everything that is not part of a step: growth, capture, turning back. To be called before each step."""
         if self.keep.window is None:
-            if self.fed + 1 > min(_rings[h].capacity for h, layer in self._unbounded()):
+            if self.growing and self.fed + 1 > _rings[self.growing[0]].capacity:
                 self._grow()
-        elif self.at + 1 > max(REACH, 2 * self.keep.window) or self._limited(self.at + 1):
+        elif self.at + 1 > self.reach:
             self._turn_back()
         if self.graph is None:
             self.capture()
 
-    def _unbounded(self) -> list[tuple[int, KeptLayer]]:
-        pairs = list(zip(self.handles, self.layers, strict=True))
-        return [(h, layer) for h, layer in pairs if layer.keep.window is None] or pairs
-
-    def _limited(self, position: int) -> bool:
-        limits = [layer.rope.limit for layer in self.layers if layer.rope and layer.rope.limit]
-        return bool(limits) and position > min(limits)
-
     def _grow(self) -> None:
         """Longer buffers, a block at a time, and a new graph over them."""
         self.graph = None
-        for handle, _ in self._unbounded():
+        for handle in self.growing:
             ring = _rings[handle]
             for name in ("keys", "values"):
                 old = getattr(ring, name)
@@ -209,12 +229,8 @@ class GraphedStream:
 
     def kv_cache_bytes(self) -> int:
         """Bytes of keys and values held for the next step."""
-        total = 0
-        for handle, layer in zip(self.handles, self.layers, strict=True):
-            ring, window = _rings[handle], layer.keep.window
-            held = self.fed if window is None else min(self.fed, window)
-            total += 2 * held * ring.keys.shape[0] * ring.keys.shape[2] * ring.keys.element_size()
-        return total
+        held = {window: self.fed if window is None else min(self.fed, window) for window, _ in self.sizes}
+        return sum(count * held[window] * size for (window, size), count in self.sizes.items())
 
     def __enter__(self) -> "GraphedStream":
         self._stack = ExitStack()
@@ -231,13 +247,18 @@ class GraphedStream:
 
 
 @torch.no_grad()
-def graphed(model: PreTrainedModel, keep: Keep, tokens: Tensor, compiled: bool = True) -> Iterator[Steps]:
+def graphed(
+    model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int = 0, compiled: bool = True
+) -> Iterator[Steps]:
     """As :func:`sinkbench.engines.stepwise.stepwise`, by replaying a captured graph; CUDA only.
 
     Capture, growth and turning back are not part of any step's latency.
     """
-    with GraphedStream(model, keep, tokens, compiled) as stream:
-        for t in range(len(tokens) - 1):
+    stream = GraphedStream(model, keep, tokens, compiled)
+    if start:
+        stream.prime(primed(model, keep, tokens[:start]))
+    with stream:
+        for t in range(start, len(tokens) - 1):
             stream.prepare()
             torch.cuda.synchronize()
             begin = time.perf_counter()

@@ -7,6 +7,7 @@ on the length of the stream (for ``transformers`` it grows by the cache alone).
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import psutil
 import torch
@@ -29,42 +30,62 @@ CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
 
 
 @torch.inference_mode()
-def parallel(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int | None = None) -> Iterator[Steps]:
+def parallel(
+    model: PreTrainedModel,
+    keep: Keep,
+    tokens: Tensor,
+    chunk: int | None = None,
+    start: int = 0,
+    compiled: bool | None = None,
+) -> Iterator[Steps]:
     """Feed ``tokens`` (int64, shape ``(n,)``) in chunks; yield the NLLs of all next ones, ``n - 1`` in all.
 
     Args:
         chunk: tokens a forward; by default chosen from the free memory.
+        start: predictions not to yield: the first is that of ``tokens[start + 1]``. Chunks lie as without it.
+        compiled: whether parts of the model run compiled, on CUDA; by default where the stream is long enough.
 
     Raises:
         UserError: the model cannot be read in chunks under this strategy.
     """
     chunk = chunk or chunk_for(model)
     tokens = tokens.to(model.device)
+    last = len(tokens) - 1
     if keep.fresh:
-        yield from _fresh_windows(model, keep, tokens, chunk)
+        yield from _fresh_windows(model, keep, tokens, chunk, start)
         return
     if keep.window is None:
-        check_reach(model, len(tokens) - 1)
+        check_reach(model, last)
     cache = StreamCache(model, keep)
-    chunk = _fitting(model, cache, chunk, len(tokens))
-    longest = len(tokens) if keep.window is None else 2 * keep.window + chunk + 512
-    last = len(tokens) - 1
-    with (
-        lasting(model, longest),
-        exact_angles(model),
-        attending(model, cache),
-        compiled_parts(model, last >= COMPILE_FROM),
-    ):
+    with compiled_parts(model, last >= COMPILE_FROM if compiled is None else compiled):
         waiting: Pending | None = None
-        for begin in range(0, last, chunk):
-            part = tokens[begin : begin + chunk + 1]
-            nll = nll_of(model, read(model, cache, part[:-1]), part[1:])
-            begun = Pending(begin + 1, nll, cache.nbytes_after(begin + 1, begin + len(nll)))
+        for begin, hidden in hidden_states(model, cache, tokens[:last], chunk):
+            first, end = max(begin, start), begin + len(hidden)
+            if end <= start:
+                continue
+            nll = nll_of(model, hidden[first - begin :], tokens[first + 1 : end + 1])
+            begun = Pending(first + 1, nll, cache.nbytes_after(first + 1, end))
             if waiting:  # the device is busy with the next chunk while this one is written down
                 yield waiting.steps()
             waiting = begun
         if waiting:
             yield waiting.steps()
+
+
+def hidden_states(
+    model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Feed ``tokens`` through ``cache``, ``chunk`` at a time: where each chunk begins, its states ``(n, width)``.
+
+    Raises:
+        UserError: the model cannot be read in chunks under the strategy of ``cache``.
+    """
+    window = cache.keep.window
+    chunk = _fitting(model, cache, chunk, len(tokens) + 1)
+    longest = len(tokens) + 1 if window is None else 2 * window + chunk + 512
+    with lasting(model, longest), exact_angles(model), attending(model, cache):
+        for begin in range(0, len(tokens), chunk):
+            yield begin, read(model, cache, tokens[begin : begin + chunk])
 
 
 class Pending:
@@ -97,8 +118,10 @@ def compiled_parts(model: PreTrainedModel, worth_it: bool) -> Iterator[None]:
         sources = {type(m).__module__ for m in model.modules()}
         rotary = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
     before = [getattr(source, ROTATE) for source in rotary]
+    # one compiled function a class: a wrapper for each module would cost a short stream more than its layers
+    forwards = {kind: torch.compile(kind.forward, dynamic=False) for kind in {type(m) for m in parts}}
     for module in parts:
-        object.__setattr__(module, "forward", torch.compile(module.forward, dynamic=False))
+        object.__setattr__(module, "forward", MethodType(forwards[type(module)], module))
     for source, rotate in zip(rotary, before, strict=True):
         setattr(source, ROTATE, torch.compile(rotate, dynamic=False))
     try:
@@ -120,17 +143,18 @@ def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
     return body(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state[0]
 
 
-def _fresh_windows(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int) -> Iterator[Steps]:
+def _fresh_windows(model: PreTrainedModel, keep: Keep, tokens: Tensor, chunk: int, start: int) -> Iterator[Steps]:
     """Each prediction from a forward over the last ``keep.recent`` tokens, several windows a batch."""
     assert keep.recent is not None
     width, last = keep.recent, len(tokens) - 1
     body = backbone(model)
     with lasting(model, width), exact_angles(model):
-        start = tokens[: min(width, last) + 1]
-        hidden = body(input_ids=start[None, :-1], use_cache=False).last_hidden_state[0]
-        yield _nothing_held(1, nll_of(model, hidden, start[1:]))
-        windows = tokens[1:last].unfold(0, width, 1) if last > width else tokens.new_empty(0, width)
-        fed = width
+        if start < width:
+            first = tokens[: min(width, last) + 1]
+            hidden = body(input_ids=first[None, :-1], use_cache=False).last_hidden_state[0, start:]
+            yield _nothing_held(start + 1, nll_of(model, hidden, first[start + 1 :]))
+        fed = max(width, start)
+        windows = tokens[fed + 1 - width : last].unfold(0, width, 1) if last > fed else tokens.new_empty(0, width)
         for batch in windows.split(max(1, 2 * chunk // width)):
             hidden = body(input_ids=batch, use_cache=False).last_hidden_state[:, -1]
             nll = nll_of(model, hidden, tokens[fed + 1 : fed + 1 + len(batch)])

@@ -29,7 +29,9 @@ def vram_allocated() -> float | None:
     """GiB that torch's caching allocator holds allocated on all visible CUDA devices, or ``None`` without CUDA."""
     if not torch.cuda.is_available():
         return None
-    return sum(torch.cuda.memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+    # torch.cuda.memory_allocated gives the same, but first lists every statistic by name, longer than a step takes
+    stats = (torch.cuda.memory_stats_as_nested_dict(i) for i in range(torch.cuda.device_count()))
+    return sum(s["allocated_bytes"]["all"]["current"] for s in stats if s) / 2**30
 
 
 def synchronize() -> None:

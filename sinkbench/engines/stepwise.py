@@ -9,25 +9,27 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sinkbench.angles import exact_angles
-from sinkbench.cache import StreamCache
+from sinkbench.engines.feeding import feed
+from sinkbench.engines.priming import primed
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
-from sinkbench.families import check_reach, lasting, takes_positions
+from sinkbench.families import check_reach, lasting
 from sinkbench.strategies import Keep
 
 
 @torch.inference_mode()
-def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Steps]:
+def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
     """Feed ``tokens`` (int64, shape ``(n,)``) one at a time; yield the NLL of each next one, ``n - 1`` steps.
 
-    The latency of a step spans the forward and the loss, from token to number.
+    The latency of a step spans the forward and the loss, from token to number. With ``start``, that many steps are
+    made up for in one go and not yielded.
     """
     if keep.window is None:
         check_reach(model, len(tokens) - 1)
-    cache = None if keep.fresh else StreamCache(model, keep)
+    cache = None if keep.fresh else primed(model, keep, tokens[:start])
     tokens = tokens.to(model.device)
     longest = len(tokens) if keep.window is None else keep.window if cache is None else cache.reach(1)
     with lasting(model, longest), exact_angles(model):
-        for t in range(len(tokens) - 1):
+        for t in range(start, len(tokens) - 1):
             synchronize()
             begin = time.perf_counter()
             if cache is None:
@@ -40,10 +42,3 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Ste
             synchronize()
             latency = time.perf_counter() - begin
             yield Steps(t + 1, [nll], latency, vram_allocated(), [cache.nbytes if cache else 0])
-
-
-def feed(model: PreTrainedModel, cache: StreamCache, tokens: Tensor):  # noqa: ANN201
-    """One forward of ``model`` over ``tokens``, shape ``(n,)``, at the positions that ``cache`` gives them."""
-    positions = cache.advance(len(tokens))
-    kwargs = {"position_ids": positions} if takes_positions(model) else {}
-    return model(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs)

@@ -16,22 +16,22 @@ ROWS = 32  # queries of one program
 if triton is not None:
 
     @triton.jit
-    def _fold_sinks(  # noqa: ANN202
-        query,  # noqa: ANN001
-        out,  # noqa: ANN001
-        log_sum,  # noqa: ANN001
-        keys,  # noqa: ANN001
-        values,  # noqa: ANN001
-        cos,  # noqa: ANN001
-        sin,  # noqa: ANN001
-        partner,  # noqa: ANN001
-        scale,  # noqa: ANN001
-        n,  # noqa: ANN001
-        sinks,  # noqa: ANN001
-        query_head,  # noqa: ANN001
-        query_row,  # noqa: ANN001
-        out_head,  # noqa: ANN001
-        out_row,  # noqa: ANN001
+    def _fold_sinks(
+        query,
+        out,
+        log_sum,
+        keys,
+        values,
+        cos,
+        sin,
+        partner,
+        scale,
+        n,
+        sinks,
+        query_head,
+        query_row,
+        out_head,
+        out_row,
         GROUP: tl.constexpr,
         DIM: tl.constexpr,
         WIDTH: tl.constexpr,

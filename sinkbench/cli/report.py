@@ -1,0 +1,29 @@
+"""``sinkbench report``: one page on results."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders that sinkbench wrote; those below count too."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .html (Markdown is written beside it) or .md; by default report.html in the first folder.",
+        ),
+    ] = None,
+) -> None:
+    """Make one self-contained page of results: figures, tables, settings, and what looks wrong.
+
+    Each folder that holds runs gets a section of its own. The page needs no network.
+    """
+    from sinkbench.report.writing import write_report  # pandas and plotly take a while to import
+
+    for path in write_report(folders, output):
+        typer.echo(f"saved {path}")

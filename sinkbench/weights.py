@@ -1,0 +1,67 @@
+"""What a checkpoint may hold: no code, all the weights of its configuration and no others, finite numbers."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sinkbench.errors import UserError
+
+SAFE, PICKLED = re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin")
+# Buffers that older code saved and newer code computes, and heads that no prediction of the next token goes through.
+HARMLESS = re.compile(
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(attn|attention)\.(masked_)?bias$|position_ids$|^v_head\.|^(model\.)?mtp\."
+)
+
+
+def refuse_pickles(name: str, files: Iterable[str]) -> None:
+    """Refuse a repository or folder whose only weights are pickled: a pickle can hold any program.
+
+    Raises:
+        UserError: there are pickled weights, and no safetensors.
+    """
+    files = list(files)
+    if not any(map(SAFE.fullmatch, files)) and any(map(PICKLED.fullmatch, files)):
+        raise UserError(
+            f"{name!r} has only pickled weights (pytorch_model.bin), which may hold code: "
+            "give --allow-pickle to read the tensors in them, or use a model in safetensors"
+        )
+
+
+def check_complete(name: str, info: dict[str, Any], quantized: bool = False) -> None:
+    """Refuse a model that is not what its files say: weights that would be random, or files that would go unread.
+
+    ``info`` is what ``from_pretrained(..., output_loading_info=True, ignore_mismatched_sizes=True)`` tells. Tied
+    weights are not missing. Quantised checkpoints have tensors of their own beside the weights: theirs do not count.
+
+    Raises:
+        UserError: a weight is missing, has another shape than the configuration says, or has no place in the model.
+    """
+    advice = "config.json and the weights do not belong together, or a file is missing: get the model again"
+    if info["mismatched_keys"]:
+        key, there, wanted = min(info["mismatched_keys"])
+        raise UserError(f"{name!r} holds {key} as {list(there)}, its config.json says {list(wanted)}: {advice}")
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"{name!r} lacks {_some(missing)}, which would be random: {advice}")
+    foreign = sorted(key for key in info["unexpected_keys"] if not HARMLESS.search(key))
+    if foreign and not quantized:
+        raise UserError(f"{name!r} holds {_some(foreign)}, which its config.json has no place for: {advice}")
+
+
+def _some(keys: list[str]) -> str:
+    return f"{keys[0]} and {len(keys) - 1} other weights" if len(keys) > 1 else keys[0]
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse NaN and infinite weights: every number measured with them would be NaN.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    for key, weight in model.named_parameters():
+        readable = weight.is_floating_point() and weight.element_size() > 1 and weight.device.type != "meta"
+        if readable and not torch.isfinite(weight).all():
+            raise UserError(f"{name!r} holds NaN or infinity in {key}: the file is damaged, get the model again")
