@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import torch
 
+from sinkbench import __version__
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 
 COLUMNS = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "kv_cache_bytes", "token")
-PACKAGES = ("sinkbench", "torch", "transformers", "datasets", "numpy", "accelerate", "safetensors", "gguf")
+PACKAGES = ("torch", "transformers", "datasets", "numpy", "accelerate", "safetensors", "gguf")
 
 
 def perplexity(mean_nll: float) -> float:
@@ -123,7 +124,7 @@ def now() -> str:
 
 def versions() -> dict[str, str | None]:
     """Versions of Python and of what decides the numbers."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version(), "sinkbench": __version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

@@ -25,7 +25,7 @@ from sinkbench.engines.stepwise import stepwise
 from sinkbench.errors import UserError
 from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
 from sinkbench.records import RowWriter, device_name, now, versions, write_json
-from sinkbench.streams import Source, read_stream
+from sinkbench.streams import Source, Stream, read_stream
 
 ENGINES = ("stepwise", "parallel")
 FINISHED, ENDED, OUT_OF_MEMORY = "finished", "dataset ended", "out of memory"
@@ -104,7 +104,7 @@ def run(
             stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
             model = model or load_model(options.model)
             _check_vocabulary(stream.tokens, model, options)
-            record |= _resolved(options, model, stream.tokens)
+            record |= _resolved(options, model, stream)
             steps = _steps(options, model, keep, stream.tokens)
             begin = time.perf_counter()
             first = next(steps)  # what a user can mend shows before the first row
@@ -166,7 +166,7 @@ def _opening(options: RunOptions) -> dict[str, Any]:
     }
 
 
-def _resolved(options: RunOptions, model: PreTrainedModel, tokens: Tensor) -> dict[str, Any]:
+def _resolved(options: RunOptions, model: PreTrainedModel, stream: Stream) -> dict[str, Any]:
     return {
         "model": {
             "name": options.model.name,
@@ -179,10 +179,16 @@ def _resolved(options: RunOptions, model: PreTrainedModel, tokens: Tensor) -> di
         "dtype": str(model.dtype).removeprefix("torch."),
         "dataset": {
             "name": options.source.name,
-            "tokens": len(tokens),
-            "sha256": hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest(),
+            "revision": stream.revision,
+            "tokens": len(stream.tokens),
+            "sha256": fingerprint(stream.tokens),
         },
     }
+
+
+def fingerprint(tokens: Tensor) -> str:
+    """SHA-256 of the token ids as little-endian 64-bit integers."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _close(

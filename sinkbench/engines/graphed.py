@@ -39,8 +39,8 @@ def can_graph(model: PreTrainedModel, keep: Keep) -> bool:
     special = getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss"
     if model.device.type != "cuda" or keep.fresh or special or family_of(model).alibi or not takes_positions(model):
         return False
-    if len({p.device for p in model.parameters()}) > 1:
-        return False
+    if len({p.device for p in model.parameters()}) > 1 or getattr(model, "is_loaded_in_8bit", False):
+        return False  # several devices; or bitsandbytes' 8-bit products, which ask the host in the middle
     layers = StreamCache(model, keep).layers
     return all(isinstance(layer, KeptLayer) and not layer.unturned for layer in layers)
 
