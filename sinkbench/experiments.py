@@ -97,6 +97,7 @@ class Experiments:
             cuda_graphs=o.cuda_graphs,
             output_dir=self._folder(model, dataset, dtype),
             overwrite=o.overwrite,
+            resume=o.resume,
             name=self._stem(experiment, window, sinks),
         )
 

@@ -6,9 +6,10 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from io import TextIOWrapper
+from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,28 +28,82 @@ def perplexity(mean_nll: float) -> float:
     return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What a file holds, read back: the cells of each complete row by column, and the bytes up to their end."""
+
+    cells: list[dict[str, str]]
+    size: int
+
+
+def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
+    """The rows of a file that a :class:`RowWriter` wrote; a last one that was cut does not count.
+
+    Raises:
+        UserError: it cannot be read, has other columns, or is damaged before its last row.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    lines.pop()  # nothing, or what was cut
+    if not lines:
+        return Rows([], 0)
+    if lines[0].decode(errors="replace").split(",") != list(columns):
+        raise UserError(f"cannot resume {path}: its columns are not {', '.join(columns)}; give --overwrite")
+    cells = []
+    for number, line in enumerate(lines[1:], start=2):
+        values = line.decode(errors="replace").split(",")
+        if len(values) != len(columns):
+            raise UserError(f"cannot resume {path}: line {number} is damaged; give --overwrite to begin anew")
+        cells.append(dict(zip(columns, values, strict=True)))
+    return Rows(cells, sum(len(line) + 1 for line in lines))
+
+
 class RowWriter:
     """Writes steps to a CSV file, each row handed to the operating system when it is complete.
 
     So a process that is killed at any moment leaves every completed row behind. The file is locked: a second
-    process that writes to it is refused. ``more`` names columns behind the usual ones.
+    process that writes to it is refused. ``more`` names columns behind the usual ones; with ``resume`` a file that
+    exists can be taken up.
 
     Raises:
-        UserError: the file exists and ``overwrite`` is not set, is being written, or cannot be written.
+        UserError: the file exists and neither ``overwrite`` nor ``resume`` is set, is being written, or cannot be
+            written.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, more: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, more: tuple[str, ...] = (), resume: bool = False) -> None:
         self.path = path
         self.columns = (*COLUMNS, *more)
         self.rows = 0
         self.nll_sum = 0.0
-        self._file = _open(path, overwrite)
+        self.latencies: list[float] = []  # of rows that were taken up
+        self._file = _open(path, overwrite or resume)
+        self._size = 0  # bytes of complete rows
         self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
+
+    def begin(self) -> None:
+        """Give up an older result, unless it was taken up; to be called before the record of the new one is written."""
+        if not self.rows:
+            self._file.truncate(0)
+            self.replaces = False
+
+    def take_up(self, rows: Rows) -> None:
+        """Go on behind ``rows``, which the file holds."""
+        self._file.truncate(rows.size)
+        self._size, self.rows = rows.size, len(rows.cells)
+        self.nll_sum = 0.0
+        for cells in rows.cells:  # one after the other, as they were added up when they were written
+            self.nll_sum += float(cells["nll"])
+        self.latencies = [float(cells["latency"]) for cells in rows.cells if cells["latency"]]
 
     def write(self, steps: Steps, predicted: Sequence[int], more: Sequence[float | None] = ()) -> None:
         """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict.
 
         ``more`` are the values of the further columns, the same in all these rows; ``None`` leaves one empty.
+
+        Raises:
+            UserError: the disk is full, or the like; the file then ends with its last complete row.
         """
         vram = "" if steps.vram is None else repr(steps.vram)
         latency = "" if steps.latency is None else repr(steps.latency)
@@ -57,14 +112,28 @@ class RowWriter:
         if not self.rows:
             self._file.truncate(0)
             lines.append(",".join(self.columns) + "\n")
+        rows, nll_sum = self.rows, self.nll_sum
         for nll, token, held in zip(steps.nll, predicted, steps.kv_cache_bytes, strict=True):
-            self.rows += 1
-            self.nll_sum += nll
-            ppl, overall = perplexity(nll), perplexity(self.nll_sum / self.rows)
+            rows += 1
+            nll_sum += nll
             costs = f"{vram},{latency},{held}"
-            lines.append(f"{self.rows},{nll!r},{ppl!r},{overall!r},{costs},{token}{behind}\n")
-        self._file.write("".join(lines))
-        self._file.flush()
+            numbers = f"{nll!r},{perplexity(nll)!r},{perplexity(nll_sum / rows)!r}"
+            lines.append(f"{rows},{numbers},{costs},{token}{behind}\n")
+        self._append("".join(lines).encode())
+        self.rows, self.nll_sum = rows, nll_sum
+
+    def _append(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            self._file.truncate(self._size)
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; the {self.rows} complete rows are kept, make "
+                "room and go on with --resume"
+            ) from error
+        self._size += len(data)
 
     @property
     def perplexity(self) -> float:
@@ -89,10 +158,10 @@ class RowWriter:
         self.close()
 
 
-def _open(path: Path, overwrite: bool) -> TextIOWrapper:
+def _open(path: Path, replacing: bool) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by RowWriter
+        file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -100,9 +169,11 @@ def _open(path: Path, overwrite: bool) -> TextIOWrapper:
     except OSError as error:
         file.close()
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
-    if file.tell() and not overwrite:
+    if file.tell() and not replacing:
         file.close()
-        raise UserError(f"{path} already exists: give --overwrite to replace it, or another --output-dir")
+        raise UserError(
+            f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
+        )
     return file
 
 

@@ -1,16 +1,13 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
-import hashlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import median
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,8 +20,11 @@ from sinkbench.engines.parallel import parallel
 from sinkbench.engines.step import Steps
 from sinkbench.engines.stepwise import stepwise
 from sinkbench.errors import UserError
+from sinkbench.identity import fingerprint, identified
 from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
 from sinkbench.records import RowWriter, device_name, now, versions, write_json
+from sinkbench.resuming import resumed
+from sinkbench.signals import Interrupted, signals, undisturbed
 from sinkbench.streams import Source, Stream, read_stream
 
 ENGINES = ("stepwise", "parallel")
@@ -49,6 +49,7 @@ class RunOptions:
     cuda_graphs: bool = True
     output_dir: Path = Path("results")
     overwrite: bool = False
+    resume: bool = False
     name: str | None = None
 
     @property
@@ -80,10 +81,6 @@ class RunResult:
         return self.exit_reason.startswith("interrupted")
 
 
-class Interrupted(BaseException):
-    """A signal asked the run to end; the argument is the signal's number."""
-
-
 Watch = Callable[[Steps, RunResult], None]
 
 
@@ -92,28 +89,37 @@ def run(
 ) -> RunResult:
     """Carry out one run; ``watch`` is called after each written row. A ``model`` already loaded is used as it is.
 
+    With ``options.resume`` a run that was broken off goes on behind its last row.
+
     Raises:
-        UserError: before the first row, whatever the user can mend.
+        UserError: whatever the user can mend; rows that are complete stay.
     """
     keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
-    csv = options.csv
-    result = RunResult(options.experiment, csv)
-    with RowWriter(csv, options.overwrite) as writer, signals():
+    result = RunResult(options.experiment, options.csv)
+    with RowWriter(options.csv, options.overwrite, resume=options.resume) as writer, signals():
         record, reason, error = _opening(options), FINISHED, None
         try:
             stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
-            model = model or load_model(options.model)
-            _check_vocabulary(stream.tokens, model, options)
-            record |= _resolved(options, model, stream)
-            steps = _steps(options, model, keep, stream.tokens)
-            begin = time.perf_counter()
-            first = next(steps)  # what a user can mend shows before the first row
-            write_json(csv.with_suffix(".json"), record)
             if stream.exhausted and len(stream.tokens) - 1 < options.num_tokens:
                 reason = ENDED
-            _write(chain([first], steps), stream.tokens, writer, result, watch, begin)
-        except UserError:
-            raise
+            record |= identified(options, keep, stream.tokens)
+            if options.resume:
+                resumed(writer, record, stream.tokens, result)
+                if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
+                    result.exit_reason = reason
+                    return result  # it is complete, and so is its record
+            if writer.rows < len(stream.tokens) - 1:
+                model = model or load_model(options.model)
+                _check_vocabulary(stream.tokens, model, options)
+                record |= _resolved(options, model, stream)
+                _write(
+                    _steps(options, model, keep, stream.tokens, writer.rows),
+                    stream.tokens,
+                    writer,
+                    result,
+                    watch,
+                    record,
+                )
         except BaseException as caught:
             error = caught
         _close(record, result, writer, error, reason)
@@ -122,26 +128,38 @@ def run(
     return result
 
 
-def _steps(options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor) -> Iterator[Steps]:
+def _steps(
+    options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor, start: int
+) -> Iterator[Steps]:
+    """The steps behind the first ``start`` ones."""
     if options.engine == "parallel":
-        return parallel(model, keep, tokens, options.chunk_size)
+        return parallel(model, keep, tokens, options.chunk_size, start)
     if options.cuda_graphs and can_graph(model, keep):
-        return graphed(model, keep, tokens)
-    return stepwise(model, keep, tokens)
+        return graphed(model, keep, tokens, start)
+    return stepwise(model, keep, tokens, start)
 
 
 def _write(
-    steps: Iterable[Steps], tokens: Tensor, writer: RowWriter, result: RunResult, watch: Watch, begin: float
+    steps: Iterator[Steps],
+    tokens: Tensor,
+    writer: RowWriter,
+    result: RunResult,
+    watch: Watch,
+    record: dict[str, Any],
 ) -> None:
-    """Write all steps as they come."""
-    latencies: list[float] = []
+    """Write all steps as they come, and the opening record before the first of them."""
+    latencies, before = list(writer.latencies), result.seconds
+    begin = time.perf_counter()
+    first = next(steps)  # what a user can mend shows before anything is written
+    writer.begin()
+    write_json(writer.path.with_suffix(".json"), record)
     try:
-        for step in steps:
+        for step in chain([first], steps):
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
             with undisturbed():
                 writer.write(step, predicted)
             result.rows, result.overall_ppl = writer.rows, writer.perplexity
-            result.seconds = time.perf_counter() - begin
+            result.seconds = before + time.perf_counter() - begin
             result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
                 latencies.append(step.latency)
@@ -186,11 +204,6 @@ def _resolved(options: RunOptions, model: PreTrainedModel, stream: Stream) -> di
     }
 
 
-def fingerprint(tokens: Tensor) -> str:
-    """SHA-256 of the token ids as little-endian 64-bit integers."""
-    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
-
-
 def _close(
     record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
 ) -> None:
@@ -199,7 +212,7 @@ def _close(
     elif isinstance(error, torch.OutOfMemoryError):
         reason = OUT_OF_MEMORY
     elif error is not None:
-        reason = f"failed: {type(error).__name__}: {error}"
+        reason = failure(error)
     result.exit_reason = reason
     record |= {
         "ended": now(),
@@ -212,8 +225,19 @@ def _close(
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
+    if isinstance(error, UserError) and not result.rows:
+        return  # nothing was begun: the message says it all
     if writer.rows or not writer.replaces:
-        write_json(writer.path.with_suffix(".json"), record)
+        try:
+            write_json(writer.path.with_suffix(".json"), record)
+        except UserError:
+            if error is None:
+                raise  # otherwise what came first is what the user has to know
+
+
+def failure(error: BaseException) -> str:
+    """The exit reason of a run that ended in ``error``."""
+    return "failed: " + " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:
@@ -224,28 +248,3 @@ def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOption
             f"token id {low if low < 0 else high} in {options.source.name!r} is outside the vocabulary of "
             f"{options.model.name!r} (0 to {size - 1}): the stream was tokenised for another model"
         )
-
-
-@contextmanager
-def signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise :class:`Interrupted` within this context."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Signals wait until this context ends, so that no row is cut."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

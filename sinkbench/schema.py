@@ -84,6 +84,7 @@ class Options(BaseModel):
     num_tokens: Count = 8192
     output_dir: Text = "results"
     overwrite: Flag = False
+    resume: Flag = False
     engine: Annotated[str, one_of(ENGINES)] = "stepwise"
     chunk_size: Count | None = None
     cuda_graphs: Flag = True

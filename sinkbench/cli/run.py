@@ -131,6 +131,9 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing result.", rich_help_panel=OUTPUT)
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on behind the last row of a run cut short.", rich_help_panel=OUTPUT)
+    ] = False,
     engine: Annotated[
         Engine,
         typer.Option(
@@ -154,6 +157,8 @@ def run(
     from sinkbench.models import ModelSource
     from sinkbench.streams import Source
 
+    if overwrite and resume:
+        raise UserError("--overwrite and --resume exclude each other")
     if load_in_4bit and load_in_8bit:
         raise UserError("--load-in-4bit and --load-in-8bit exclude each other")
     bits = "4bit" if load_in_4bit else "8bit" if load_in_8bit else None
@@ -172,6 +177,7 @@ def run(
         cuda_graphs=cuda_graphs,
         output_dir=output_dir,
         overwrite=overwrite,
+        resume=resume,
     )
     with Progress(options) as progress:
         result = runs.run(options, progress.watch)

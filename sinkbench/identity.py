@@ -1,0 +1,71 @@
+"""What determines the numbers of a run: runs that agree in it have one result, whatever their files are called."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sinkbench.models import DTYPES, ModelSource
+from sinkbench.strategies import Keep
+
+if TYPE_CHECKING:
+    from sinkbench.runs import RunOptions
+
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+
+
+def identified(options: "RunOptions", keep: Keep, tokens: Tensor) -> dict[str, Any]:
+    """The part of a run's record that says what determines it, and ``key``, a hash of that.
+
+    The device is no part of it: it decides what a result costs, not what it is.
+    """
+    about = {
+        "weights": weights(options.model),
+        "random_weights": options.model.random_weights,
+        "dtype": dtype(options.model),
+        "quantization": options.model.quantization,
+        "experiment": options.experiment,
+        "sinks": keep.sinks,
+        "recent": keep.recent,
+        "engine": options.engine,
+        "num_tokens": options.num_tokens,
+        "tokens": fingerprint(tokens),
+    }
+    return {"determined_by": about, "key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}
+
+
+def dtype(source: ModelSource) -> str:
+    """``auto`` resolved as far as it can be without the model."""
+    if source.dtype in DTYPES:
+        return source.dtype
+    return "checkpoint" if torch.cuda.is_available() else "float32"
+
+
+def weights(source: ModelSource) -> str:
+    """The commit of a Hub model; a SHA-256 over the files of a local one."""
+    location = source.location
+    if "revision" in location:
+        return f"{source.name}@{location['revision']}"
+    path = Path(location["pretrained_model_name_or_path"])
+    if path.is_file():
+        return _sum([path])
+    if "gguf_file" in location:
+        return _sum([path / location["gguf_file"]])
+    patterns = ("config.json",) if source.random_weights else WEIGHTS
+    return _sum(sorted(file for pattern in patterns for file in path.glob(pattern)))
+
+
+def _sum(files: list[Path]) -> str:
+    total = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def fingerprint(tokens: Tensor) -> str:
+    """SHA-256 of token ids as little-endian 64-bit integers."""
+    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()

@@ -1,0 +1,88 @@
+"""A run taken up where it was broken off: its rows are checked against the stream, and its record goes on."""
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sinkbench.errors import UserError
+from sinkbench.records import RowWriter, complete_rows
+
+if TYPE_CHECKING:
+    from sinkbench.runs import RunResult
+
+GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
+ELSEWHERE = "give --overwrite to begin anew, or another --output-dir"
+
+
+def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: "RunResult") -> None:
+    """Let ``writer``, ``record`` and ``result`` stand where the run was broken off; nothing where there is none.
+
+    Raises:
+        UserError: what is there belongs to another run, or is damaged.
+    """
+    if not writer.replaces:
+        return
+    before = _record(writer.path)
+    _same_run(writer.path, before, record)
+    rows = complete_rows(writer.path, writer.columns)
+    if not rows.cells:
+        return
+    _check(writer.path, rows.cells, tokens)
+    writer.take_up(rows)
+    record |= {name: before.get(name) for name in ("started", "ended", "exit_reason", "resumed_at")}
+    if writer.rows < len(tokens) - 1:
+        record |= {
+            "resumed_at": [*(before.get("resumed_at") or []), writer.rows],
+            "exit_reason": "running",
+            "ended": None,
+        }
+    result.rows, result.overall_ppl = writer.rows, writer.perplexity
+    result.seconds = before.get("seconds") or 0.0
+    vram = [float(cells["cuda_vram_allocated"]) for cells in rows.cells if cells["cuda_vram_allocated"]]
+    result.peak_vram = max(vram, default=None)
+    result.kv_cache_bytes = max(int(cells["kv_cache_bytes"]) for cells in rows.cells)
+    result.latency = before.get("median_latency")
+    for name in ("model", "dataset", "dtype"):  # of a run that is complete; the others say it anew
+        record.setdefault(name, before.get(name))
+
+
+def _record(csv: Path) -> dict[str, Any]:
+    path = csv.with_suffix(".json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"cannot resume {csv}: its record {path.name} is missing; {ELSEWHERE}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot resume {csv}: its record {path.name} cannot be read; {ELSEWHERE}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("determined_by"), dict):
+        raise UserError(f"cannot resume {csv}: its record does not say what determined it; {ELSEWHERE}")
+    return record
+
+
+def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
+    was, now = before["determined_by"], record["determined_by"]
+    for name in now:
+        if name not in GROWS and was.get(name) != now[name]:
+            raise UserError(
+                f"cannot resume {csv}: it is of another run ({name} was {was.get(name)}, now {now[name]}); {ELSEWHERE}"
+            )
+
+
+def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
+    """Every row must be one that this run would have written."""
+    if len(cells) > len(tokens) - 1:
+        raise UserError(f"cannot resume {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
+    for number, (row, token) in enumerate(zip(cells, tokens[1:].tolist(), strict=False), start=1):
+        try:
+            right = int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
+            int(row["kv_cache_bytes"]), float(row["latency"] or 0), float(row["cuda_vram_allocated"] or 0)
+            same = int(row["token"]) == token
+        except ValueError:
+            right = False
+        if not right:
+            raise UserError(f"cannot resume {csv}: line {number + 1} is damaged; {ELSEWHERE}")
+        if not same:
+            raise UserError(f"cannot resume {csv}: line {number + 1} is of another text; {ELSEWHERE}")
