@@ -22,7 +22,7 @@ from sinkbench.runs import RunOptions
 from sinkbench.shapes import Shape
 from sinkbench.strategies import Keep
 
-# Times the products alone. results/h200/llama_2_7b_shape.md: 30 us a token where the products take 19 at the rate of
+# Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
 # one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
 OVER_ARITHMETIC = 1.55
 # Seconds a layer and step beside reading its weights. Graphs: results/h200, SmolLM2-135M needs 1.05 ms for 30 layers

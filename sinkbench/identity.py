@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
-def identified(options: "RunOptions", keep: Keep, tokens: Tensor) -> dict[str, Any]:
+def identified(options: "RunOptions", keep: Keep, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
-    The device is no part of it: it decides what a result costs, not what it is.
+    The device is no part of it: it decides what a result costs, not what it is. ``of`` are the :func:`weights`, where
+    they are known already.
     """
     about = {
-        "weights": weights(options.model),
+        "weights": of or weights(options.model),
         "random_weights": options.model.random_weights,
         "dtype": dtype(options.model),
         "quantization": options.model.quantization,

@@ -85,9 +85,11 @@ Watch = Callable[[Steps, RunResult], None]
 
 
 def run(
-    options: RunOptions, watch: Watch = lambda step, result: None, model: PreTrainedModel | None = None
+    options: RunOptions,
+    watch: Watch = lambda step, result: None,
+    load: Callable[[ModelSource], PreTrainedModel] = load_model,
 ) -> RunResult:
-    """Carry out one run; ``watch`` is called after each written row. A ``model`` already loaded is used as it is.
+    """Carry out one run; ``watch`` is called after each written row. ``load`` gives the model when it is needed.
 
     With ``options.resume`` a run that was broken off goes on behind its last row.
 
@@ -109,7 +111,7 @@ def run(
                     result.exit_reason = reason
                     return result  # it is complete, and so is its record
             if writer.rows < len(stream.tokens) - 1:
-                model = model or load_model(options.model)
+                model = load(options.model)
                 _check_vocabulary(stream.tokens, model, options)
                 record |= _resolved(options, model, stream)
                 _write(
@@ -237,7 +239,8 @@ def _close(
 
 def failure(error: BaseException) -> str:
     """The exit reason of a run that ended in ``error``."""
-    return "failed: " + " ".join(f"{type(error).__name__}: {error}".split())
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return "failed: " + " ".join(f"{kind}{error}".split())
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:

@@ -131,7 +131,7 @@ def test_times_are_within_a_factor_of_two_of_those_on_an_h200(engine: str, exper
 
 def test_a_seven_billion_model_is_within_a_factor_of_two_of_an_h200() -> None:
     llama, tokens = shape("llama_2_7b"), 100_000
-    for engine, ms in (("stepwise", 4.42), ("parallel", 0.0301)):  # results/h200/llama_2_7b_shape.md
+    for engine, ms in (("stepwise", 4.42), ("parallel", 0.0301)):  # results/h200/llama_2_7b_speed.md
         once, twice = (estimate(options(engine, num_tokens=n), llama, H200).seconds for n in (tokens, 2 * tokens))
         assert 1 / 2 < (twice - once) / tokens * 1e3 / ms < 2  # without what happens once
 

@@ -167,6 +167,21 @@ def test_a_model_and_a_dataset_of_the_hub_give_the_golden_numbers_and_are_on_rec
     assert record(tmp_path)["dataset"]["revision"] == hub.repositories["dataset", names[1]].refs["main"]
 
 
+def test_a_sweep_runs_from_the_hub_and_knows_its_results_by_the_commit(hub, shell, names, tmp_path):
+    file, out = tmp_path / "sweep.toml", tmp_path / "out"
+    file.write_text(
+        f'model_name_or_path = "{names[0]}"\ndataset_name = "{names[1]}"\ndata_column = "input_ids"\n'
+        f'experiment = ["windowed", "attention_sinks"]\nwindow_size = 32\nnum_tokens = 60\noutput_dir = "{out}"\n'
+    )
+    succeeded(shell("sweep", file))
+    first = nll(out)
+    assert shell("sweep", file)[1].count("was there") == 2
+    model(hub, names[0], scale=3.0)  # the branch moves on: these are other weights
+    status, shown, _ = shell("sweep", file, "--overwrite")
+    assert (status, "was there" in shown) == (0, False)
+    assert nll(out) != first
+
+
 @pytest.mark.parametrize("how", ["branch", "tag", "commit"])
 def test_a_model_is_pinned_by_branch_tag_or_commit(how, hub, shell, names, tmp_path):
     name = names[0]

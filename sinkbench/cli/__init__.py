@@ -13,6 +13,7 @@ from sinkbench.cli.plot import plot
 from sinkbench.cli.report import report
 from sinkbench.cli.run import run
 from sinkbench.cli.speed import speed
+from sinkbench.cli.sweep import sweep
 from sinkbench.errors import UserError
 
 # options that take several values after one flag
@@ -28,6 +29,7 @@ app = typer.Typer(
     epilog="Errors are one line; --debug, anywhere on the line, shows where they come from.",
 )
 app.command()(run)
+app.command()(sweep)
 app.command()(generate)
 app.command()(chat)
 app.command()(plot)
