@@ -43,19 +43,24 @@ def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
         UserError: it cannot be read, has other columns, or is damaged before its last row.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        return rows_of(path.read_bytes(), columns, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def rows_of(data: bytes, columns: Sequence[str], path: Path) -> Rows:
+    """As :func:`complete_rows`, of the bytes of a file that is, or will be, at ``path``."""
+    lines = data.split(b"\n")
     lines.pop()  # nothing, or what was cut
     if not lines:
         return Rows([], 0)
     if lines[0].decode(errors="replace").split(",") != list(columns):
-        raise UserError(f"cannot resume {path}: its columns are not {', '.join(columns)}; give --overwrite")
+        raise UserError(f"cannot go on with {path}: its columns are not {', '.join(columns)}; give --overwrite")
     cells = []
     for number, line in enumerate(lines[1:], start=2):
         values = line.decode(errors="replace").split(",")
         if len(values) != len(columns):
-            raise UserError(f"cannot resume {path}: line {number} is damaged; give --overwrite to begin anew")
+            raise UserError(f"cannot go on with {path}: line {number} is damaged; give --overwrite to begin anew")
         cells.append(dict(zip(columns, values, strict=True)))
     return Rows(cells, sum(len(line) + 1 for line in lines))
 
@@ -175,6 +180,18 @@ def _open(path: Path, replacing: bool) -> FileIO:
             f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
         )
     return file
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
+    parts = path.with_name(f".{path.name}.{os.getpid()}")
+    with _open(path, replacing=True):
+        try:
+            parts.write_bytes(data)
+            parts.replace(path)
+        except OSError as error:
+            parts.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -54,11 +54,11 @@ def _record(csv: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"cannot resume {csv}: its record {path.name} is missing; {ELSEWHERE}") from error
+        raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {ELSEWHERE}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot resume {csv}: its record {path.name} cannot be read; {ELSEWHERE}") from error
+        raise UserError(f"cannot go on with {csv}: its record {path.name} cannot be read; {ELSEWHERE}") from error
     if not isinstance(record, dict) or not isinstance(record.get("determined_by"), dict):
-        raise UserError(f"cannot resume {csv}: its record does not say what determined it; {ELSEWHERE}")
+        raise UserError(f"cannot go on with {csv}: its record does not say what determined it; {ELSEWHERE}")
     return record
 
 
@@ -67,14 +67,15 @@ def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None
     for name in now:
         if name not in GROWS and was.get(name) != now[name]:
             raise UserError(
-                f"cannot resume {csv}: it is of another run ({name} was {was.get(name)}, now {now[name]}); {ELSEWHERE}"
+                f"cannot go on with {csv}: it is of another run, whose {name} was {was.get(name)} and not {now[name]}; "
+                + ELSEWHERE
             )
 
 
 def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
     """Every row must be one that this run would have written."""
     if len(cells) > len(tokens) - 1:
-        raise UserError(f"cannot resume {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
+        raise UserError(f"cannot go on with {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
     for number, (row, token) in enumerate(zip(cells, tokens[1:].tolist(), strict=False), start=1):
         try:
             right = int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
@@ -83,6 +84,6 @@ def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
         except ValueError:
             right = False
         if not right:
-            raise UserError(f"cannot resume {csv}: line {number + 1} is damaged; {ELSEWHERE}")
+            raise UserError(f"cannot go on with {csv}: line {number + 1} is damaged; {ELSEWHERE}")
         if not same:
-            raise UserError(f"cannot resume {csv}: line {number + 1} is of another text; {ELSEWHERE}")
+            raise UserError(f"cannot go on with {csv}: line {number + 1} is of another text; {ELSEWHERE}")
