@@ -3,8 +3,8 @@
 import fcntl
 import json
 import math
-import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -184,7 +184,7 @@ def _open(path: Path, replacing: bool) -> FileIO:
 
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
-    parts = path.with_name(f".{path.name}.{os.getpid()}")
+    parts = path.with_name(f".{path.name}.part")
     with _open(path, replacing=True):
         try:
             parts.write_bytes(data)
@@ -196,7 +196,7 @@ def put(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write ``record`` whole or not at all."""
-    parts = path.with_name(f".{path.name}.{os.getpid()}")
+    parts = path.with_name(f".{path.name}.part")
     try:
         parts.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
         parts.replace(path)
@@ -207,7 +207,7 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
 
 def now() -> str:
     """The time in UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str | None]:
