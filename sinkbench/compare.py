@@ -69,18 +69,27 @@ def compare(runs: dict[str, pd.DataFrame], baseline: str = "transformers") -> li
 
 def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
     """Raise where two runs did not predict the same tokens, as far as their files tell."""
-    known = {name: frame["token"].to_numpy() for name, frame in runs.items() if "token" in frame}
-    if not known:
-        return
-    first, tokens = next(iter(known.items()))
-    for name, others in known.items():
-        shared = min(len(tokens), len(others))
-        differ = np.flatnonzero(tokens[:shared] != others[:shared])
-        if differ.size:
-            raise UserError(
-                f"{first} and {name} are not over the same tokens: they differ from token {differ[0] + 1} on; "
-                "compare runs of one dataset, column and tokenizer"
-            )
+    differ = first_difference(runs)
+    if differ:
+        first, name, token = differ
+        raise UserError(
+            f"{first} and {name} are not over the same tokens: they differ from token {token} on; "
+            "compare runs of one dataset, column and tokenizer"
+        )
+
+
+def first_difference(runs: dict[str, pd.DataFrame]) -> tuple[str, str, int] | None:
+    """Two runs that predicted different tokens, and where first; ``None`` where the rows that they share agree."""
+    told = {name: frame for name, frame in runs.items() if "token" in frame}
+    known = [(name, frame.dropna(subset=["token"]).drop_duplicates("input_length")) for name, frame in told.items()]
+    known = [(name, frame) for name, frame in known if len(frame)]
+    for name, frame in known[1:]:
+        first, of_first = known[0]
+        both = of_first.merge(frame, on="input_length")
+        differ = both["input_length"][both["token_x"] != both["token_y"]]
+        if len(differ):
+            return first, name, int(differ.iloc[0])
+    return None
 
 
 def interval(values: np.ndarray, seed: int = 0) -> Interval:

@@ -16,7 +16,7 @@ import pandas as pd
 from sinkbench.errors import UserError
 
 REQUIRED = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency")
-OPTIONAL = ("kv_cache_bytes",)
+OPTIONAL = ("kv_cache_bytes", "token")
 GENERATED = ("fresh_nll", "repetition", "non_word")  # what sinkbench generate adds
 GENERATE = "generate_"  # how its files begin
 Values: TypeAlias = "pd.Series[float]"

@@ -1,8 +1,11 @@
 """Comparisons: intervals that cover, onsets where they are, and no comparison of different tokens."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import golden_options
 
 from sinkbench.compare import compare, interval
 from sinkbench.errors import UserError
@@ -11,7 +14,8 @@ N = 3000
 
 
 def frame(nll, tokens=None):
-    return pd.DataFrame({"nll": nll, "token": np.arange(len(nll)) if tokens is None else tokens})
+    tokens = np.arange(len(nll)) if tokens is None else tokens
+    return pd.DataFrame({"input_length": np.arange(1, len(nll) + 1), "nll": nll, "token": tokens})
 
 
 def noise(seed, correlation=0.0):
@@ -79,3 +83,14 @@ def test_the_command_prints_a_line_for_each_run(here, tmp_path):
     assert "windowed" in out
     assert "+0.400" in out
     assert here("compare", tmp_path / "windowed.csv")[0] == 2
+
+
+def test_runs_over_different_texts_are_refused_by_the_command(here, tmp_path):
+    for name, column in (("windowed", 3), ("attention_sinks", 7)):
+        tokens = tmp_path / f"{name}.jsonl"
+        tokens.write_text(json.dumps({"input_ids": [i * column % 500 for i in range(301)]}) + "\n")
+        options = [*golden_options("llama"), "--dataset-name", tokens, "--experiment", name]
+        assert here("run", *options, "--output-dir", tmp_path / "out")[0] == 0
+    status, _, error = here("compare", tmp_path / "out")
+    assert status == 2
+    assert "not over the same tokens: they differ from token 1 on" in error

@@ -11,6 +11,7 @@ from sinkbench.cli.generate import show
 from sinkbench.cli.options import (
     MODEL,
     STRATEGY,
+    AllowPickle,
     DeviceMap,
     Dtype,
     Experiment,
@@ -38,6 +39,7 @@ def chat(
     model_name_or_path: ModelName = embedded.MODEL,
     revision: Revision = "main",
     trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     dtype: Annotated[
         Dtype,
         typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
@@ -68,7 +70,9 @@ def chat(
     from sinkbench.speaking import Sampling
 
     keep = strategies.resolve(str(experiment), window_size, attention_sink_size)
-    source = ModelSource(model_name_or_path, revision, trust_remote_code, str(dtype), device_map)
+    source = ModelSource(
+        model_name_or_path, revision, trust_remote_code, str(dtype), device_map, allow_pickle=allow_pickle
+    )
     tokenizer = load_tokenizer(source)
     partner = Chat(load_model(source), tokenizer, keep, Sampling(temperature, top_p), seed, system)
     try:

@@ -12,6 +12,7 @@ from sinkbench.cli.options import (
     MODEL,
     OUTPUT,
     STRATEGY,
+    AllowPickle,
     DeviceMap,
     Dtype,
     Experiment,
@@ -41,6 +42,7 @@ def generate(
     model_name_or_path: ModelName = embedded.MODEL,
     revision: Revision = "main",
     trust_remote_code: TrustRemoteCode = False,
+    allow_pickle: AllowPickle = False,
     dtype: Annotated[
         Dtype,
         typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
@@ -73,7 +75,9 @@ def generate(
 
     options = generation.GenerateOptions(
         experiment=str(experiment),
-        model=ModelSource(model_name_or_path, revision, trust_remote_code, str(dtype), device_map),
+        model=ModelSource(
+            model_name_or_path, revision, trust_remote_code, str(dtype), device_map, allow_pickle=allow_pickle
+        ),
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         window_size=window_size,

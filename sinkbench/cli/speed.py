@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkbench import embedded
-from sinkbench.cli.options import Dtype
+from sinkbench.cli.options import AllowPickle, Dtype
 from sinkbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def speed(
         str, typer.Option(metavar="NAME", help="Hub id, folder, .gguf, config.json (random weights), or embedded.")
     ] = embedded.MODEL,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights.")] = False,
+    allow_pickle: AllowPickle = False,
     dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = Dtype.auto,
     window_size: Annotated[int, typer.Option(min=2, metavar="N", help="Cache entries kept.")] = 1024,
     attention_sink_size: Annotated[int, typer.Option(min=0, metavar="N", help="Sinks among them.")] = 4,
@@ -46,7 +47,8 @@ def speed(
         raise UserError(f"cannot write {output}: give a .json or .md file")
     if attention_sink_size >= window_size:
         raise UserError("the window must be larger than the attention sinks: raise --window-size")
-    model = load_model(ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights))
+    source = ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights, allow_pickle=allow_pickle)
+    model = load_model(source)
     plan = Plan(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
     console, costs = Console(stderr=True), []
     with console.status("measuring") as status:

@@ -65,19 +65,6 @@ def compare_runs(runs: Sequence[Run]) -> Shared | None:
     return Shared(int(places[-1]), spacing, [told[run.name] for run in runs if run.name in told], onsets, untold)
 
 
-def first_difference(runs: Sequence[Run]) -> tuple[str, str, int] | None:
-    """Two runs that predicted different tokens, and after how many; ``None`` where the rows they share agree."""
-    known = [(run.name, run.frame.dropna(subset=["token"]).drop_duplicates("input_length")) for run in runs]
-    known = [(name, frame) for name, frame in known if len(frame)]
-    for name, frame in known[1:]:
-        first, of_first = known[0]
-        both = of_first.merge(frame, on="input_length")
-        differ = both["input_length"][both["token_x"] != both["token_y"]]
-        if len(differ):
-            return first, name, int(differ.iloc[0])
-    return None
-
-
 def _sound(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows with an NLL, one for each length, in order; without tokens, which have been checked."""
     kept = frame[np.isfinite(frame["nll"])].drop_duplicates("input_length")

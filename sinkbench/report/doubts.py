@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sinkbench.report.comparing import first_difference
+from sinkbench.compare import first_difference
 from sinkbench.report.gathering import Group, Run
 from sinkbench.results import smoothed
 
@@ -195,7 +195,7 @@ def mixed(runs: Sequence[Run]) -> Iterator[Doubt]:
 
 def different_tokens(runs: Sequence[Run]) -> Iterator[Doubt]:
     """Runs that did not read the same text."""
-    differ = first_difference(runs)
+    differ = first_difference({run.name: run.frame for run in runs})
     if differ:
         first, other, token = differ
         message = f"{first} and {other} differ from token {token:,} on: the runs are not compared with each other"
@@ -218,7 +218,7 @@ def at_once(runs: Sequence[Run]) -> Iterator[Doubt]:
     spans = []
     for run in runs:
         started, ended = _time(run, "started"), _time(run, "ended")
-        if started and ended and len(_latency(run)):
+        if started and ended and len(_latency(run)) and not run.told("resumed_at"):
             spans.append((started, ended, run))
     spans.sort(key=lambda span: span[:2])
     for (_, ended, first), (started, _, second) in pairwise(spans):

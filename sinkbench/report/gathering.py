@@ -127,27 +127,17 @@ def _run(csv: Path, beside: Path, unreadable: list[str]) -> Run | None:
     frame, record = None, None
     try:
         record = _record(beside) if beside.exists() else None
-        frame = _with_tokens(csv) if csv.exists() else None
+        frame = read_csv(csv) if csv.exists() else None
     except UserError as error:
         unreadable.append(str(error))
     if frame is None and not (record and "experiment" in record and "exit_reason" in record):
         return None
     if frame is None:
-        frame = pd.DataFrame(columns=[*COLUMNS, "token"], dtype=float)
+        frame = pd.DataFrame(columns=COLUMNS, dtype=float)
     strategy = record.get("experiment") if record else None
     if not isinstance(strategy, str):
         strategy = re.split(r"[-.]", csv.stem.removeprefix(GENERATE))[0]
     return Run(csv.stem, strategy, frame, record or {})
-
-
-def _with_tokens(path: Path) -> pd.DataFrame:
-    """The rows of a result, with the ids of the predicted tokens where the file has them."""
-    frame = read_csv(path).reindex(columns=COLUMNS)
-    try:
-        tokens = pd.read_csv(path, usecols=["token"], nrows=len(frame))["token"]
-    except ValueError:  # it has no such column
-        return frame.assign(token=float("nan"))
-    return frame.assign(token=pd.to_numeric(tokens, errors="coerce").astype(float))
 
 
 def _record(path: Path) -> dict[str, Any] | None:
