@@ -1,11 +1,13 @@
 """What is installed, what this machine has, what would run here, and the command that mends what is missing."""
 
+import io
 import platform
 import shutil
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -265,7 +267,8 @@ def _abilities(needed: list[Check]) -> Iterator[Check]:
 def _unimportable(module: str) -> str | None:
     """Why a module cannot be imported; ``None`` where it can."""
     try:
-        import_module(module)
+        with redirect_stderr(io.StringIO()):  # what a library has to say of itself is not for the table
+            import_module(module)
     except Exception as error:
         return _reason(error)
     return None

@@ -3,9 +3,11 @@
 import fcntl
 import json
 import math
+import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -86,9 +88,11 @@ class RowWriter:
         self._file = _open(path, overwrite or resume)
         self._size = 0  # bytes of complete rows
         self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
+        self.begun = False
 
     def begin(self) -> None:
-        """Give up an older result, unless it was taken up; to be called before the record of the new one is written."""
+        """Give up an older result, unless it was taken up; to be called before the record of the new one is in place."""
+        self.begun = True
         if not self.rows:
             self._file.truncate(0)
             self.replaces = False
@@ -153,7 +157,8 @@ class RowWriter:
     def close(self) -> None:
         """Close the file; one that never got a row is removed, unless it is an older result."""
         if not self.rows and not self.replaces:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # an empty file does no harm
+                self.path.unlink()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -174,12 +179,22 @@ def _open(path: Path, replacing: bool) -> FileIO:
     except OSError as error:
         file.close()
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
+    if not _is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
+        file.close()
+        return _open(path, replacing)
     if file.tell() and not replacing:
         file.close()
         raise UserError(
             f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
         )
     return file
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
 
 
 def put(path: Path, data: bytes) -> None:
@@ -194,11 +209,12 @@ def put(path: Path, data: bytes) -> None:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write ``record`` whole or not at all."""
+def write_json(path: Path, record: dict[str, Any], ready: Callable[[], None] = lambda: None) -> None:
+    """Write ``record`` whole or not at all; ``ready`` is called when it is on the disk and about to get its name."""
     parts = path.with_name(f".{path.name}.part")
     try:
         parts.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        ready()
         parts.replace(path)
     except OSError as error:
         parts.unlink(missing_ok=True)

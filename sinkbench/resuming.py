@@ -3,17 +3,19 @@
 import json
 import math
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from sinkbench.errors import UserError
-from sinkbench.records import RowWriter, complete_rows
+from sinkbench.records import RowWriter, complete_rows, perplexity
 
 if TYPE_CHECKING:
     from sinkbench.runs import RunResult
 
 GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
+SLACK = 1e-6  # of a perplexity against its NLL: another machine's exp may round otherwise
 ELSEWHERE = "give --overwrite to begin anew, or another --output-dir"
 
 
@@ -41,10 +43,11 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: "
         }
     result.rows, result.overall_ppl = writer.rows, writer.perplexity
     result.seconds = before.get("seconds") or 0.0
+    result.untimed = max(0, writer.rows - (before.get("timed_rows", before.get("rows")) or 0))
     vram = [float(cells["cuda_vram_allocated"]) for cells in rows.cells if cells["cuda_vram_allocated"]]
     result.peak_vram = max(vram, default=None)
     result.kv_cache_bytes = max(int(cells["kv_cache_bytes"]) for cells in rows.cells)
-    result.latency = before.get("median_latency")
+    result.latency = median(writer.latencies) if writer.latencies else None
     for name in ("model", "dataset", "dtype"):  # of a run that is complete; the others say it anew
         record.setdefault(name, before.get(name))
 
@@ -76,9 +79,13 @@ def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
     """Every row must be one that this run would have written."""
     if len(cells) > len(tokens) - 1:
         raise UserError(f"cannot go on with {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
+    nll_sum = 0.0
     for number, (row, token) in enumerate(zip(cells, tokens[1:].tolist(), strict=False), start=1):
         try:
-            right = int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
+            nll_sum += (nll := float(row["nll"]))
+            right = int(row["input_length"]) == number and math.isfinite(nll)
+            right &= math.isclose(float(row["ppl"]), perplexity(nll), rel_tol=SLACK)
+            right &= math.isclose(float(row["overall_ppl"]), perplexity(nll_sum / number), rel_tol=SLACK)
             int(row["kv_cache_bytes"]), float(row["latency"] or 0), float(row["cuda_vram_allocated"] or 0)
             same = int(row["token"]) == token
         except ValueError:

@@ -71,10 +71,11 @@ class RunResult:
     latency: float | None = None  # median seconds a step
     peak_vram: float | None = None  # GiB
     kv_cache_bytes: int = 0
+    untimed: int = 0  # rows of sessions that were killed, which are not in ``seconds``
 
     @property
     def tokens_per_second(self) -> float:
-        return self.rows / self.seconds if self.seconds else 0.0
+        return (self.rows - self.untimed) / self.seconds if self.seconds else 0.0
 
     @property
     def interrupted(self) -> bool:
@@ -153,8 +154,8 @@ def _write(
     latencies, before = list(writer.latencies), result.seconds
     begin = time.perf_counter()
     first = next(steps)  # what a user can mend shows before anything is written
-    writer.begin()
-    write_json(writer.path.with_suffix(".json"), record)
+    record |= {"seconds": before, "timed_rows": result.rows - result.untimed}  # should this session be killed
+    write_json(writer.path.with_suffix(".json"), record, ready=writer.begin)
     try:
         for step in chain([first], steps):
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
@@ -222,13 +223,16 @@ def _close(
         "rows": result.rows,
         "overall_ppl": result.overall_ppl if result.rows else None,
         "seconds": result.seconds,
+        "timed_rows": result.rows - result.untimed,
         "tokens_per_second": result.tokens_per_second,
         "median_latency": result.latency,
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
     if isinstance(error, UserError) and not result.rows:
-        return  # nothing was begun: the message says it all
+        if writer.begun:
+            writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
+        return  # the message says it all
     if writer.rows or not writer.replaces:
         try:
             write_json(writer.path.with_suffix(".json"), record)

@@ -107,6 +107,7 @@ def _result(csv: Path, record: dict[str, Any]) -> RunResult:
         latency=record.get("median_latency"),
         peak_vram=record.get("peak_vram_gib"),
         kv_cache_bytes=record.get("peak_kv_cache_bytes") or 0,
+        untimed=max(0, (record.get("rows") or 0) - (record.get("timed_rows", record.get("rows")) or 0)),
     )
 
 

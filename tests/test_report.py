@@ -53,7 +53,7 @@ def made(name="windowed", n=600, nll=2.0, seed=0, **record):
         "dataset": {"name": "text", "tokens": n + 1, "sha256": "0" * 64},
         "versions": {"torch": "2.0", "python": "3.11"},
     }
-    return Run(name, facts["experiment"], frame.reindex(columns=[*COLUMNS, "token"]), facts | record)
+    return Run(name, facts["experiment"], frame.reindex(columns=COLUMNS), facts | record)
 
 
 def with_rows(run, **columns):

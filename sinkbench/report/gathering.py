@@ -127,7 +127,7 @@ def _run(csv: Path, beside: Path, unreadable: list[str]) -> Run | None:
     frame, record = None, None
     try:
         record = _record(beside) if beside.exists() else None
-        frame = read_csv(csv) if csv.exists() else None
+        frame = read_csv(csv).reindex(columns=COLUMNS) if csv.exists() else None
     except UserError as error:
         unreadable.append(str(error))
     if frame is None and not (record and "experiment" in record and "exit_reason" in record):
