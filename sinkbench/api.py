@@ -16,6 +16,7 @@ from sinkbench.attached import Attached
 from sinkbench.errors import UserError
 from sinkbench.sinkcache import Batch
 from sinkbench.strategies import Keep
+from sinkbench.weights import check_complete
 
 SINKS, WINDOW = 4, 1020
 
@@ -42,13 +43,16 @@ class Loader:
             attention_sink_window_size: how many of the most recent tokens are kept, 1 or more.
 
         Raises:
-            UserError: sizes that cannot be, or a model whose positions cannot stream.
+            UserError: sizes that cannot be, a model whose positions cannot stream, or missing weights, which would be
+                random. With ``output_loading_info=True`` those are told there, and not refused.
         """
         keep = _keep(attention_sink_size, attention_sink_window_size)
-        loaded = cls.of.from_pretrained(*args, **kwargs)
-        if isinstance(loaded, tuple):  # output_loading_info=True
-            return _given(loaded[0], keep), *loaded[1:]
-        return _given(loaded, keep)
+        told = kwargs.pop("output_loading_info", False)
+        model, info = cls.of.from_pretrained(*args, output_loading_info=True, **kwargs)
+        if told:
+            return _given(model, keep), info
+        _refuse_random(args[0] if args else kwargs.get("pretrained_model_name_or_path"), info)
+        return _given(model, keep)
 
     @classmethod
     def from_config(
@@ -109,6 +113,14 @@ def attention_sinks(
     finally:
         attached.keep = before
         attached.release()
+
+
+def _refuse_random(name: Any, info: dict[str, Any]) -> None:
+    # Shapes that differ are refused by transformers unless the caller allows them, and what a base model leaves unread
+    # of a checkpoint is no fault: only missing weights count here.
+    chosen = {key for key, *_ in info["mismatched_keys"]}
+    missing = set(info["missing_keys"]) - chosen
+    check_complete(str(name), {"missing_keys": missing, "mismatched_keys": (), "unexpected_keys": ()})
 
 
 def _given(model: PreTrainedModel, keep: Keep) -> PreTrainedModel:

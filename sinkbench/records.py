@@ -91,7 +91,7 @@ class RowWriter:
         self.begun = False
 
     def begin(self) -> None:
-        """Give up an older result, unless it was taken up; to be called before the record of the new one is in place."""
+        """Give up an older result, unless it was taken up; to be called before the new one's record is in place."""
         self.begun = True
         if not self.rows:
             self._file.truncate(0)

@@ -438,6 +438,26 @@ def test_other_arguments_and_their_errors_are_those_of_transformers():
         sinkbench.AutoModelForCausalLM.from_pretrained("./nowhere")
 
 
+def test_missing_weights_are_refused_unless_the_caller_asks_to_be_told(tmp_path):
+    model = copy.deepcopy(model_of("llama"))
+    lost = "model.layers.1.mlp.up_proj.weight"
+    model.save_pretrained(tmp_path, state_dict={k: v for k, v in model.state_dict().items() if k != lost})
+    with pytest.raises(UserError, match=f"lacks {lost}, which would be random"):
+        sinkbench.AutoModelForCausalLM.from_pretrained(tmp_path, **SIZES)
+    loaded, info = sinkbench.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, **SIZES)
+    assert set(info["missing_keys"]) == {lost}
+    assert set(vars(loaded)) >= set(METHODS)
+
+
+def test_another_shape_is_accepted_where_the_caller_allows_it(tmp_path):
+    model_of("llama").save_pretrained(tmp_path)
+    changes = {"vocab_size": tiny.VOCABULARY + 8, "dtype": torch.float32}
+    with pytest.raises(RuntimeError, match="size"):
+        sinkbench.AutoModelForCausalLM.from_pretrained(tmp_path, **changes)
+    larger = sinkbench.AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True, **changes)
+    assert larger.lm_head.weight.shape[0] == tiny.VOCABULARY + 8
+
+
 def test_architecture_classes_are_where_people_expect_them():
     for name in ("Llama", "Falcon", "Mistral", "GPTNeoX", "Mpt", "GPTJ", "Qwen2", "Qwen3", "StableLm", "Phi", "Gemma"):
         assert getattr(sinkbench, f"{name}ForCausalLM").of is getattr(transformers, f"{name}ForCausalLM")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pandas as pd
 import pytest
@@ -14,6 +15,8 @@ from conftest import GOLDEN, golden_options
 
 from sinkbench import runs
 from sinkbench.engines.step import Steps
+from sinkbench.errors import UserError
+from sinkbench.records import RowWriter
 
 
 @pytest.fixture
@@ -233,3 +236,54 @@ def test_a_csv_that_was_cut_is_drawn_and_reported_without_its_last_row(tmp_path,
     assert here("plot", "--output-dir", tmp_path, "--log-perplexity-limit", "0")[0] == 0
     assert here("report", tmp_path)[0] == 0
     assert "299" in (tmp_path / "report.md").read_text()
+
+
+def test_a_disk_too_full_for_a_new_result_leaves_the_old_one(small_disk, here):
+    line = ["run", *golden_options("llama"), "--num-tokens", "50", "--output-dir", small_disk]
+    assert here(*line)[0] == 0
+    names = ["attention_sinks.csv", "attention_sinks.json"]
+    before = [(small_disk / name).read_bytes() for name in names]
+    with suppress(OSError):
+        (small_disk / "filler").write_bytes(bytes(2**17))
+    one_line(once(*line, "--overwrite"), "cannot write", "No space left on device")
+    assert [(small_disk / name).read_bytes() for name in names] == before
+    assert sorted(p.name for p in small_disk.iterdir()) == [*names, "filler"]
+
+
+def test_a_disk_too_full_for_the_first_rows_is_left_as_it_was(small_disk, long_stream):
+    tokens = ["--dataset-name", long_stream, "--num-tokens", "2000", "--engine", "parallel", "--chunk-size", "2000"]
+    line = ["run", *golden_options("llama"), *tokens, "--output-dir", small_disk]
+    one_line(once(*line), "No space left on device")
+    assert list(small_disk.iterdir()) == []
+
+
+def contend(path, me, rounds):
+    """Take the file again and again, now with a row and now without, which removes it; how often a row was lost."""
+    lost = written = 0
+    while written < rounds:
+        try:
+            writer = RowWriter(path, overwrite=True)
+        except UserError:
+            continue
+        with writer:
+            if os.urandom(1)[0] % 2:
+                writer.begin()
+                writer.write(Steps(1, [1.0], None, None, [0]), [me])
+                lost += not path.exists() or not path.read_text().endswith(f",{me}\n")
+                writer.rows = 0  # so that closing it removes it again
+                written += 1
+    return lost
+
+
+def test_processes_that_open_and_remove_one_file_never_write_to_a_removed_one(tmp_path):
+    children = []
+    for me in range(4):
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                status = int(contend(tmp_path / "a.csv", me, 500) > 0)
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4

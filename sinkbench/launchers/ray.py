@@ -4,37 +4,28 @@ A task runs its cell in a folder of its own and answers with the files, so worke
 is lost takes nothing with it but time: Ray runs the task again elsewhere.
 """
 
-import hashlib
-import json
 import math
-import sys
+import os
+import signal
+import socket
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from sinkbench import embedded
 from sinkbench.errors import UserError
 from sinkbench.estimate import Device, estimate
-from sinkbench.launchers.local import Shelf
-from sinkbench.records import COLUMNS, put, rows_of, write_json
-from sinkbench.runs import RunOptions, RunResult, failure, run
+from sinkbench.launchers.brought import Brought, place, work
+from sinkbench.runs import RunOptions, RunResult, failure
 from sinkbench.shapes import read_shape
 
 LOST = 3  # workers that a cell may lose beyond the retries asked for
-
-
-@dataclass(frozen=True)
-class Brought:
-    """What a task brings back: the rows and the record as the run wrote them, and a SHA-256 over both."""
-
-    result: RunResult
-    rows: bytes
-    record: bytes
-    sha256: str
+MOMENT = 0.5  # seconds until it is seen that the sweep is asked to end
+GRACE = 5.0  # seconds that cells have to end when they are interrupted
 
 
 def launch(
@@ -45,145 +36,179 @@ def launch(
 ) -> None:
     """Carry out ``cells`` on the cluster that ``RAY_ADDRESS`` names, or one that runs here, or one made for this.
 
+    A cell counts as started when it is handed to Ray, which may let it wait. An interruption (SIGINT, SIGTERM) ends
+    all cells; what is finished by then counts.
+
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, the cluster does not answer, or its GPUs cannot be used.
     """
     ray = _ray()
     with _connected(ray):
-        memory = _gpu_memory(ray)
-        tries: Counter[int] = Counter()
-        pending: dict[Any, int] = {}
+        tasks = _Tasks(ray, cells, retries, finished)
+        with _asked_to_end() as asked:
+            for index in range(len(cells)):
+                if not asked:
+                    tasks.submit(index)
+                    started(index)
+            while tasks.pending and not asked:
+                tasks.collect()
+            if asked:
+                tasks.stop(f"interrupted ({signal.Signals(asked[0]).name})")
 
-        def submit(index: int) -> None:
-            needs = _needs(cells[index], memory, ray.cluster_resources())
-            task = ray.remote(max_retries=retries + LOST, retry_exceptions=False, **needs)(work)
-            pending[task.remote(cells[index])] = index
-            tries[index] += 1
 
-        for index in range(len(cells)):
-            submit(index)
-            started(index)
+@contextmanager
+def _asked_to_end() -> Iterator[list[int]]:
+    """The SIGINTs and SIGTERMs that came within this context.
+
+    They are noted, not raised: an exception out of a signal's handler is lost in Ray's compiled code.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    both = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in both}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class _Tasks:
+    """The tasks under way, and the cells that are not through."""
+
+    ray: Any
+    cells: Sequence[RunOptions]
+    retries: int
+    finished: Callable[[int, RunResult], None]
+    pending: dict[Any, int] = field(default_factory=dict)
+    tries: Counter[int] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.open = set(range(len(self.cells)))
+        self.node = largest(self.ray.nodes())
+        self.gpu_memory = _gpu_memory(self.ray) if self.node.get("GPU") else 0
+
+    def submit(self, index: int) -> None:
+        options = self.cells[index]
+        # What a task raises is counted here; a worker that is lost, by Ray.
+        limits = {"max_retries": self.retries + LOST, "retry_exceptions": False}
+        task = self.ray.remote(**limits, **needs(options, self.gpu_memory, self.node))(_task)
+        self.pending[task.remote(_anywhere(options))] = index
+        self.tries[index] += 1
+
+    def collect(self) -> None:
+        """Wait a moment for a task, and tell how its cell ended, or try it again."""
+        for reference in self.ray.wait(list(self.pending), timeout=MOMENT)[0]:
+            index = self.pending.pop(reference)
+            result, again = self.outcome(reference, self.cells[index])
+            if again and self.tries[index] <= self.retries:
+                self.submit(index)
+            else:
+                self.tell(index, result)
+
+    def outcome(self, reference: Any, options: RunOptions) -> tuple[RunResult, bool]:
+        """How a task ended, its files put in place, and whether another try may mend it."""
+        errors = self.ray.exceptions
         try:
-            while pending:
-                (reference, *_), _ = ray.wait(list(pending), num_returns=1)
-                index = pending.pop(reference)
-                result = _outcome(ray, reference, cells[index])
-                if result.exit_reason.startswith("failed") and tries[index] <= retries:
-                    submit(index)
-                else:
-                    finished(index, result)
-        except KeyboardInterrupt:
-            for reference, index in pending.items():
-                ray.cancel(reference, force=True)
-                options = cells[index]
-                finished(index, RunResult(options.experiment, options.csv, exit_reason="interrupted (SIGINT)"))
+            brought = self.ray.get(reference)
+            place(brought, options)
+            return brought.result, False
+        except errors.RayTaskError as error:
+            reason, again = failure(error.cause or error), True
+        except UserError as error:
+            reason, again = failure(error), True
+        except errors.RayError as error:  # Ray has done what it could
+            reason, again = failure(error), False
+        return RunResult(options.experiment, options.csv, exit_reason=reason), again
+
+    def tell(self, index: int, result: RunResult) -> None:
+        self.open.remove(index)
+        self.finished(index, result)
+
+    def stop(self, reason: str) -> None:
+        """Keep what is finished, end the others, and tell of them."""
+        tasks = list(self.pending)
+        done, running = self.ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
+        for reference in running:
+            self.ray.cancel(reference)
+        for reference in done:
+            index = self.pending[reference]
+            self.tell(index, self.outcome(reference, self.cells[index])[0])
+        if running:  # so that they leave no folder behind
+            _, running = self.ray.wait(running, num_returns=len(running), timeout=GRACE)
+        for reference in running:
+            self.ray.cancel(reference, force=True)
+        for index in sorted(self.open):
+            options = self.cells[index]
+            self.tell(index, RunResult(options.experiment, options.csv, exit_reason=reason))
 
 
-def work(options: RunOptions) -> Brought:
-    """One cell, on a worker."""
-    with TemporaryDirectory(prefix="sinkbench-") as folder:
-        here = replace(options, output_dir=Path(folder), overwrite=False, resume=False)
-        result = run(here, load=_shelf().load)
-        rows = here.csv.read_bytes() if here.csv.exists() else b""
-        record = here.csv.with_suffix(".json").read_bytes()
-    return Brought(replace(result, csv=options.csv), rows, record, _sum(rows, record))
+def _task(options: RunOptions) -> Brought:
+    brought = work(options)
+    if brought.result.interrupted:  # its machine is going down, or the sweep is: this worker is lost
+        os._exit(1)
+    return brought
 
 
-@lru_cache(maxsize=1)
-def _shelf() -> Shelf:
-    """The model of this worker process, which may run several cells one after the other."""
-    return Shelf()
-
-
-def _sum(rows: bytes, record: bytes) -> str:
-    return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
-
-
-def _outcome(ray: Any, reference: Any, options: RunOptions) -> RunResult:
-    try:
-        brought = ray.get(reference)
-        place(brought, options)
-    except ray.exceptions.RayTaskError as error:
-        return RunResult(options.experiment, options.csv, exit_reason=failure(error.cause or error))
-    except (ray.exceptions.RayError, UserError) as error:
-        return RunResult(options.experiment, options.csv, exit_reason=failure(error))
-    return brought.result
-
-
-def place(brought: Brought, options: RunOptions) -> None:
-    """Put what was brought where ``options`` say, once it is known to be whole.
-
-    Raises:
-        UserError: it is not, or another run's result is there.
-    """
-    record = verified(brought, options)
-    path = options.csv.with_suffix(".json")
-    if options.csv.exists() and not options.overwrite and _key_in(path) != record["key"]:
-        raise UserError(f"{options.csv} already exists, of another run: give --overwrite, or another --output-dir")
-    record["command"] = ["sinkbench", *sys.argv[1:]]
-    record["options"] |= {"output_dir": str(options.output_dir)}
-    try:
-        options.output_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {options.output_dir}: {error.strerror or error}") from error
-    write_json(path, record)  # before the rows: a record without them is no result, and what is there is done again
-    if brought.rows:
-        put(options.csv, brought.rows)
-
-
-def verified(brought: Brought, options: RunOptions) -> dict[str, Any]:
-    """The record of what was brought.
-
-    Raises:
-        UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
-    """
-    where = f"what a worker brought back of {options.csv.name}"
-    if _sum(brought.rows, brought.record) != brought.sha256:
-        raise UserError(f"{where} is damaged: its SHA-256 does not fit")
-    record = json.loads(brought.record)
-    cells = rows_of(brought.rows, COLUMNS, options.csv).cells
-    right = all(
-        int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
-        for number, row in enumerate(cells, start=1)
+def _anywhere(options: RunOptions) -> RunOptions:
+    """With absolute paths: a worker may stand in another folder."""
+    return replace(
+        options,
+        model=replace(options.model, name=_absolute(options.model.name)),
+        source=replace(options.source, name=_absolute(options.source.name)),
     )
-    if not right or len(cells) != record["rows"]:
-        raise UserError(f"{where} is not whole: {len(cells)} rows where its record says {record['rows']}")
-    return record
 
 
-def _key_in(path: Path) -> str | None:
+def _absolute(name: str) -> str:
+    path = Path(name).expanduser()
+    if name in (embedded.MODEL, embedded.TEXT):
+        return name
+    return str(path.resolve()) if path.exists() else name
+
+
+def largest(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The most of each resource that one node has: a task is never spread over two."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return {name: max(node.get(name, 0) for node in alive) for name in ("CPU", "GPU", "memory")}
+
+
+def needs(options: RunOptions, gpu_memory: int, node: dict[str, float]) -> dict[str, float]:
+    """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be told.
+
+    ``gpu_memory`` are the bytes of one GPU, 0 without; ``node`` is what the largest node has. More than that is not
+    asked for: the cell would wait for ever, and out of memory is a result.
+    """
+    found: dict[str, float] = {"num_cpus": 1}
+    on_gpu = bool(gpu_memory) and options.model.device_map != "cpu"
+    device = Device("cuda" if on_gpu else "cpu", gpu_memory, 1.0, 1.0)
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("key")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def _needs(options: RunOptions, gpu_memory: int, cluster: dict[str, float]) -> dict[str, float]:
-    """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be told."""
-    needs: dict[str, float] = {"num_cpus": 1}
-    kind = "cuda" if gpu_memory else "cpu"
-    try:
-        size = estimate(options, read_shape(options.model), Device(kind, gpu_memory, 1.0, 1.0)).vram_bytes
+        size = estimate(options, read_shape(options.model), device).vram_bytes
     except UserError:
         size = 0
-    if gpu_memory:
-        needs["num_gpus"] = min(max(1, math.ceil(size / (0.95 * gpu_memory))), int(cluster["GPU"]))
-    if size and size <= cluster.get("memory", 0):
-        needs["memory"] = size
-    return needs
+    if on_gpu:
+        found["num_gpus"] = min(max(1, math.ceil(size / (0.95 * gpu_memory))), int(node["GPU"]))
+    if 0 < size <= node["memory"]:
+        found["memory"] = size
+    return found
 
 
 def _gpu_memory(ray: Any) -> int:
-    """Bytes of one GPU of the cluster; 0 where there is none."""
-    if not ray.cluster_resources().get("GPU"):
-        return 0
+    """Bytes of one GPU of the cluster."""
 
     def read() -> int:
         import torch
 
         return torch.cuda.get_device_properties(0).total_memory
 
-    return ray.get(ray.remote(num_gpus=1)(read).remote())
+    try:
+        return ray.get(ray.remote(num_gpus=1)(read).remote())
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a worker of the Ray cluster cannot use its GPU: {failure(error)}; see docs/cluster.md"
+        ) from error
 
 
 def _ray() -> Any:
@@ -201,11 +226,29 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    _check_answers(address)
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
+        ray.init(address=address, **quiet)
+    except ConnectionError as error:
+        if address != "auto":
+            raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
         ray.init(include_dashboard=False, **quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes, and then end this process."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error.strerror or error}): "
+            "start one with `ray start --head`, or unset RAY_ADDRESS"
+        ) from error
