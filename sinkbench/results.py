@@ -183,7 +183,7 @@ FEATURES = {
         "cuda_vram_allocated",
         "CUDA VRAM",
         "--",
-        units=(("GB", 1.0),),
+        units=(("GiB", 1.0),),
         missing="they were made without CUDA and hold no kv_cache_bytes either; leave out the feature vram",
         otherwise=KV_CACHE,
     ),

@@ -176,7 +176,7 @@ def test_the_first_feature_is_left_and_the_others_right_without_covering_each_ot
     left, right, outer = figure.axes
     assert left.get_ylabel() == "Time per token (ms), lower is better"
     assert right.get_ylabel() == "Log perplexity, lower is better"
-    assert outer.get_ylabel() == "CUDA VRAM (GB), lower is better"
+    assert outer.get_ylabel() == "CUDA VRAM (GiB), lower is better"
     boxes = [axis.yaxis.get_tightbbox(renderer) for axis in figure.axes]
     assert boxes[0].x1 <= left.bbox.x0 + 1
     assert left.bbox.x1 <= boxes[1].x0 + 5 and boxes[1].x1 < boxes[2].x0
