@@ -18,7 +18,7 @@ from sinkbench.cache import BLOCK, slack
 from sinkbench.engines.head import SLICE_BYTES
 from sinkbench.engines.parallel import CHUNKS, COMPILE_FROM
 from sinkbench.models import DTYPES
-from sinkbench.runs import RunOptions
+from sinkbench.options import RunOptions
 from sinkbench.shapes import Shape
 from sinkbench.strategies import Keep
 

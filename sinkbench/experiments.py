@@ -20,7 +20,7 @@ from sinkbench.schema import Options, checked, nearest, shown
 from sinkbench.shapes import Shape, read_shape
 
 if TYPE_CHECKING:
-    from sinkbench.runs import RunOptions
+    from sinkbench.options import RunOptions
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Experiments:
 
     def _run(self, model: str, dtype: str, dataset: str, experiment: str, window: int, sinks: int) -> "RunOptions":
         from sinkbench.models import ModelSource
-        from sinkbench.runs import RunOptions
+        from sinkbench.options import RunOptions
         from sinkbench.streams import Source
 
         o = self.options

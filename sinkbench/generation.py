@@ -18,8 +18,8 @@ from sinkbench.errors import UserError
 from sinkbench.families import check_reach
 from sinkbench.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
 from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
+from sinkbench.options import FINISHED, OUT_OF_MEMORY
 from sinkbench.records import RowWriter, device_name, now, versions, write_json
-from sinkbench.runs import FINISHED, OUT_OF_MEMORY
 from sinkbench.signals import Interrupted, signals, undisturbed
 from sinkbench.speaking import Listener, Sampling, Spoken, Typist, speak
 

@@ -3,21 +3,19 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sinkbench.models import DTYPES, ModelSource
+from sinkbench.options import RunOptions
 from sinkbench.strategies import Keep
-
-if TYPE_CHECKING:
-    from sinkbench.runs import RunOptions
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
-def identified(options: "RunOptions", keep: Keep, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
+def identified(options: RunOptions, keep: Keep, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
     The device is no part of it: it decides what a result costs, not what it is. ``of`` are the :func:`weights`, where

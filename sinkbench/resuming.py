@@ -4,22 +4,20 @@ import json
 import math
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from sinkbench.errors import UserError
+from sinkbench.options import RunResult
 from sinkbench.records import RowWriter, complete_rows, perplexity
-
-if TYPE_CHECKING:
-    from sinkbench.runs import RunResult
 
 GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
 SLACK = 1e-6  # of a perplexity against its NLL: another machine's exp may round otherwise
 ELSEWHERE = "give --overwrite to begin anew, or another --output-dir"
 
 
-def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: "RunResult") -> None:
+def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: RunResult) -> None:
     """Let ``writer``, ``record`` and ``result`` stand where the run was broken off; nothing where there is none.
 
     Raises:

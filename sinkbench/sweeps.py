@@ -10,8 +10,8 @@ from sinkbench import strategies
 from sinkbench.errors import UserError
 from sinkbench.identity import identified, weights
 from sinkbench.models import ModelSource, load_tokenizer
+from sinkbench.options import ENDED, FINISHED, OUT_OF_MEMORY, RunOptions, RunResult
 from sinkbench.records import now, write_json
-from sinkbench.runs import ENDED, FINISHED, OUT_OF_MEMORY, RunOptions, RunResult
 from sinkbench.streams import Stream, read_stream
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try

@@ -16,7 +16,7 @@ from sinkbench.errors import UserError
 from sinkbench.estimate import Device, bandwidth, device_for, estimate, matrix_rate
 from sinkbench.experiments import read
 from sinkbench.models import ModelSource
-from sinkbench.runs import RunOptions
+from sinkbench.options import RunOptions
 from sinkbench.shapes import Shape, read_shape, shape_of
 from sinkbench.strategies import resolve
 

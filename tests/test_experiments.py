@@ -15,7 +15,7 @@ from sinkbench.cli.run import Engine, run
 from sinkbench.errors import UserError
 from sinkbench.experiments import Experiments, read, slugs
 from sinkbench.models import ModelSource
-from sinkbench.runs import RunOptions
+from sinkbench.options import RunOptions
 from sinkbench.schema import AXES, DTYPES, ENGINES, Options
 from sinkbench.shapes import Shape, read_shape, shape_of
 from sinkbench.strategies import STRATEGIES

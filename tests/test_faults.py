@@ -16,6 +16,7 @@ from conftest import GOLDEN, golden_options
 from sinkbench import runs
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
+from sinkbench.options import RunOptions
 from sinkbench.records import RowWriter
 
 
@@ -100,7 +101,7 @@ def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, 
     from sinkbench.streams import Source
 
     folder = GOLDEN / "llama"
-    options = runs.RunOptions(
+    options = RunOptions(
         model=ModelSource(str(folder)), source=Source(str(folder / "tokens.jsonl"), "input_ids"), output_dir=tmp_path
     )
     with pytest.raises(RuntimeError):

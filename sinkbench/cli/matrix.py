@@ -15,7 +15,7 @@ from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.estimate import device_for, estimate
 from sinkbench.experiments import Experiments
-from sinkbench.runs import RunOptions, RunResult
+from sinkbench.options import RunOptions, RunResult
 from sinkbench.sweeps import Cell
 
 

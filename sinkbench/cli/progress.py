@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkbench.engines.step import Steps
-from sinkbench.runs import ENDED, OUT_OF_MEMORY, RunOptions, RunResult
+from sinkbench.options import ENDED, OUT_OF_MEMORY, RunOptions, RunResult
 
 
 class Progress:

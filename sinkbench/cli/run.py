@@ -155,6 +155,7 @@ def run(
     from sinkbench import runs  # torch and transformers take seconds to import; --help should not
     from sinkbench.cli.progress import Progress, report
     from sinkbench.models import ModelSource
+    from sinkbench.options import RunOptions
     from sinkbench.streams import Source
 
     if overwrite and resume:
@@ -165,7 +166,7 @@ def run(
     model = ModelSource(
         model_name_or_path, revision, trust_remote_code, str(dtype), device_map, random_weights, bits, allow_pickle
     )
-    options = runs.RunOptions(
+    options = RunOptions(
         experiment=str(experiment),
         model=model,
         source=Source(dataset_name, data_column, task, split, num_samples, dataset_revision, streaming),

@@ -64,9 +64,9 @@ def sweep(
 
 def _launch(launcher: Launcher, watch: Callable) -> Callable:
     if launcher is Launcher.ray:
-        from sinkbench.launchers import ray
+        from sinkbench.launchers.ray import launch as on_ray
 
-        return ray.launch
-    from sinkbench.launchers import local
+        return on_ray
+    from sinkbench.launchers.local import launch
 
-    return partial(local.launch, watch=watch)
+    return partial(launch, watch=watch)

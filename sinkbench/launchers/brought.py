@@ -17,8 +17,9 @@ from typing import Any
 
 from sinkbench.errors import UserError
 from sinkbench.launchers.local import Shelf
+from sinkbench.options import RunOptions, RunResult
 from sinkbench.records import COLUMNS, put, rows_of, write_json
-from sinkbench.runs import RunOptions, RunResult, run
+from sinkbench.runs import run
 
 
 @dataclass(frozen=True)

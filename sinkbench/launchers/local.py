@@ -9,7 +9,8 @@ from transformers import PreTrainedModel
 
 from sinkbench.engines.step import Steps
 from sinkbench.models import ModelSource, load_model
-from sinkbench.runs import OUT_OF_MEMORY, RunOptions, RunResult, failure, run
+from sinkbench.options import OUT_OF_MEMORY, RunOptions, RunResult
+from sinkbench.runs import failure, run
 
 
 class Shelf:

@@ -20,7 +20,8 @@ from sinkbench import embedded
 from sinkbench.errors import UserError
 from sinkbench.estimate import Device, estimate
 from sinkbench.launchers.brought import Brought, place, work
-from sinkbench.runs import RunOptions, RunResult, failure
+from sinkbench.options import RunOptions, RunResult
+from sinkbench.runs import failure
 from sinkbench.shapes import read_shape
 
 LOST = 3  # workers that a cell may lose beyond the retries asked for
