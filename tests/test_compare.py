@@ -74,7 +74,6 @@ def test_runs_over_different_tokens_are_refused_and_the_first_difference_named()
 def test_the_command_prints_a_line_for_each_run(here, tmp_path):
     for name, shift in (("transformers", 0.0), ("windowed", 0.4)):
         data = frame(2 + noise(6) * 0.1 + shift)
-        data.insert(0, "input_length", np.arange(1, N + 1))
         for column in ("ppl", "overall_ppl", "cuda_vram_allocated", "latency"):
             data[column] = 1.0
         data.to_csv(tmp_path / f"{name}.csv", index=False)

@@ -15,7 +15,7 @@ from sinkbench.errors import UserError
 from sinkbench.records import COLUMNS
 
 REFERENCE = Path(__file__).parent / "data" / "llama_2_7b"
-HEADER = ",".join([*results.REQUIRED, *results.OPTIONAL])
+HEADER = ",".join([*results.REQUIRED, "kv_cache_bytes"])
 
 
 def run(n=400, mean=2.0, latency=0.05, vram=np.nan, kv=1024.0, overall=None):
