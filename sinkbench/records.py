@@ -118,8 +118,9 @@ class RowWriter:
         latency = "" if steps.latency is None else repr(steps.latency)
         behind = "".join("," if value is None else f",{value!r}" for value in more)
         lines = []
+        if not self.begun:
+            self.begin()
         if not self.rows:
-            self._file.truncate(0)
             lines.append(",".join(self.columns) + "\n")
         rows, nll_sum = self.rows, self.nll_sum
         for nll, token, held in zip(steps.nll, predicted, steps.kv_cache_bytes, strict=True):

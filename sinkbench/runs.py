@@ -1,6 +1,5 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -156,7 +155,7 @@ def _close(
     record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
 ) -> None:
     if isinstance(error, Interrupted):
-        reason = f"interrupted ({signal.Signals(error.args[0]).name})"
+        reason = error.reason
     elif isinstance(error, torch.OutOfMemoryError):
         reason = OUT_OF_MEMORY
     elif error is not None:

@@ -10,6 +10,11 @@ from types import FrameType
 class Interrupted(BaseException):
     """A signal asked the run to end; the argument is the signal's number."""
 
+    @property
+    def reason(self) -> str:
+        """The exit reason of what it ended."""
+        return f"interrupted ({signal.Signals(self.args[0]).name})"
+
 
 @contextmanager
 def signals() -> Iterator[None]:

@@ -23,6 +23,7 @@ from sinkbench.launchers.brought import Brought, place, work
 from sinkbench.options import RunOptions, RunResult
 from sinkbench.runs import failure
 from sinkbench.shapes import read_shape
+from sinkbench.signals import Interrupted
 
 LOST = 3  # workers that a cell may lose beyond the retries asked for
 MOMENT = 0.5  # seconds until it is seen that the sweep is asked to end
@@ -54,7 +55,7 @@ def launch(
             while tasks.pending and not asked:
                 tasks.collect()
             if asked:
-                tasks.stop(f"interrupted ({signal.Signals(asked[0]).name})")
+                tasks.stop(Interrupted(asked[0]).reason)
 
 
 @contextmanager
