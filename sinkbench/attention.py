@@ -216,17 +216,12 @@ def band(
     """
     n = query.shape[-2]
     a = max(first, begin if begin <= keep.sinks else first)
-    flash = scores.plain and query.is_cuda and query.dtype != torch.float32
-    if flash and a == first:
-        return _flash_band(query, key, value, keep.recent, scores.scale)
+    if scores.plain and _flash_takes(query, value) and a < first + n:
+        out, log_sum = _flash_band(query, key, value, keep.recent, scores.scale)
+        log_sum[:, :, : a - first] = -math.inf  # rows that see no key: FlashAttention answers zeros, and +inf
+        return out, log_sum
     out = query.new_zeros(*query.shape[:3], value.shape[-1])
     log_sum = query.new_full(query.shape[:3], -math.inf, dtype=torch.float32)
-    if flash and a < first + n:
-        seeing = slice(a - first, None)
-        out[:, :, seeing], log_sum[:, :, seeing] = _flash_band(
-            query[:, :, seeing], key, value, keep.recent, scores.scale
-        )
-        return out, log_sum
     fused = scores.plain and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
     while a < first + n:
         b = min(a + QUERY_BLOCK, first + n)
@@ -241,6 +236,11 @@ def band(
         out[:, :, rows], log_sum[:, :, rows] = got
         a = b
     return out, log_sum
+
+
+def _flash_takes(query: Tensor, value: Tensor) -> bool:
+    dim = query.shape[-1]
+    return query.is_cuda and query.dtype != torch.float32 and value.shape[-1] == dim and dim % 8 == 0 and dim <= 256
 
 
 def _flash_band(query: Tensor, key: Tensor, value: Tensor, recent: int | None, scale: float) -> tuple[Tensor, Tensor]:

@@ -142,14 +142,18 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
         raise LearnedPositions(_not_streamable(model))
     candidates = _frequencies(model)
     step = min([7] + [rope.limit - 2 for _, rope in candidates if rope.limit])
-    layers = _keys_and_values(model, step)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
     kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
-    of_kind = [[rope for kind, rope in candidates if kind in (None, wanted)] for wanted in kinds]
-    return [
-        _match(model, k, v, step, ropes, tolerance) if k is not None else None
-        for (k, v), ropes in zip(layers, of_kind, strict=True)
-    ]
+    alike: dict[tuple[object, ...], list[int]] = {}
+    layers = _keys_and_values(model, step)
+    for index, layer in layers.items():
+        alike.setdefault((kinds[index], *((part.shape, part.device) for part in layer)), []).append(index)
+    found: list[Rope | None] = [None] * len(kinds)
+    for (kind, *_), indices in alike.items():
+        ropes = [rope for wanted, rope in candidates if wanted in (None, kind)]
+        keys, values = (torch.stack([layers[i][part] for i in indices], dim=1).float() for part in (0, 1))
+        for index, apart in zip(indices, _read_off(keys, values, step, ropes), strict=True):
+            found[index] = _match(model, apart, ropes)
+    return found
 
 
 def check_reach(model: PreTrainedModel, length: int) -> None:
@@ -165,7 +169,8 @@ def check_reach(model: PreTrainedModel, length: int) -> None:
         return  # dense attention never moves a key
 
 
-def _keys_and_values(model: PreTrainedModel, step: int) -> list[tuple[Tensor, Tensor] | tuple[None, None]]:
+def _keys_and_values(model: PreTrainedModel, step: int) -> dict[int, tuple[Tensor, Tensor]]:
+    """What each layer that keeps any has of one token at positions 0 and ``step``, each ``(2, heads, 1, dim)``."""
     cache = Probe(config=model.config)
     embeddings = model.get_input_embeddings().weight[:1024]
     loudest = embeddings.float().norm(dim=-1).argmax()  # not one that embeds as zeros, as padding does
@@ -173,22 +178,47 @@ def _keys_and_values(model: PreTrainedModel, step: int) -> list[tuple[Tensor, Te
     positions = torch.tensor([[0], [step]], device=model.device)
     with torch.no_grad():
         model(token, position_ids=positions, past_key_values=cache, use_cache=True)
-    read = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    return [(k.float(), v.float()) if k is not None else (None, None) for k, v in read]
+    read = {i: (getattr(layer, "keys", None), getattr(layer, "values", None)) for i, layer in enumerate(cache.layers)}
+    return {i: (keys, values) for i, (keys, values) in read.items() if keys is not None and values is not None}
 
 
-def _match(
-    model: PreTrainedModel, keys: Tensor, values: Tensor, step: int, candidates: list[Rope], tolerance: float
-) -> Rope | None:
-    if _apart(values[0], values[1]) > tolerance:
-        raise LearnedPositions(_not_streamable(model))
-    if not keys.any():
-        raise UserError(f"the keys of {type(model).__name__} are all zeros: their positions cannot be read")
-    if _apart(keys[0], keys[1]) <= tolerance * 1e-2:
-        return None
+@dataclass(frozen=True)
+class Apart:
+    """How far a layer's keys and values at two positions lie apart, relative to their norms.
+
+    Attributes:
+        values: of one another; so are ``keys``.
+        turned: the key of the one position, moved to the other by each candidate, from the key there.
+        silent: whether the keys are all zeros.
+    """
+
+    values: float
+    keys: float
+    turned: list[float]
+    silent: bool
+
+
+def _read_off(keys: Tensor, values: Tensor, step: int, candidates: list[Rope]) -> list[Apart]:
+    """For layers that are alike: of keys and values ``(2, layers, heads, 1, dim)`` at positions 0 and ``step``.
+
+    All layers are compared at once and read from the device once: a stream's start should not cost hundreds of waits.
+    """
     by = torch.tensor([step], device=keys.device)
-    distances = [(_apart(rope.move(keys[0], by), keys[1]), i) for i, rope in enumerate(candidates)]
-    error, best = min(distances, default=(math.inf, -1))
+    pairs = [(values[0], values[1]), (keys[0], keys[1]), *((rope.move(keys[0], by), keys[1]) for rope in candidates)]
+    loud = keys.abs().amax(dim=(0, 2, 3, 4))
+    rows = torch.stack([*(_apart(a, b) for a, b in pairs), loud]).T.tolist()
+    return [Apart(row[0], row[1], row[2:-1], row[-1] == 0) for row in rows]
+
+
+def _match(model: PreTrainedModel, apart: Apart, candidates: list[Rope]) -> Rope | None:
+    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
+    if apart.values > tolerance:
+        raise LearnedPositions(_not_streamable(model))
+    if apart.silent:
+        raise UserError(f"the keys of {type(model).__name__} are all zeros: their positions cannot be read")
+    if apart.keys <= tolerance * 1e-2:
+        return None
+    error, best = min(((error, i) for i, error in enumerate(apart.turned)), default=(math.inf, -1))
     if error > tolerance:
         raise UserError(
             f"the keys of {type(model).__name__} do not turn as sinkbench expects of this family (relative "
@@ -197,8 +227,9 @@ def _match(
     return candidates[best]
 
 
-def _apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp_min(1e-12))
+def _apart(a: Tensor, b: Tensor) -> Tensor:
+    """Of ``(layers, heads, 1, dim)``: the relative distance in each layer, shape ``(layers,)``."""
+    return (a - b).flatten(1).norm(dim=1) / b.flatten(1).norm(dim=1).clamp_min(1e-12)
 
 
 def _not_streamable(model: PreTrainedModel) -> str:

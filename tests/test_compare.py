@@ -64,6 +64,31 @@ def test_runs_of_different_length_are_compared_over_what_they_share():
     assert {run.tokens for run in compared} == {1000}
 
 
+def with_overall(whole):
+    return whole.assign(overall_ppl=np.exp(whole["nll"].expanding().mean()))
+
+
+def test_a_thinned_run_is_compared_token_by_token_and_by_its_own_mean():
+    dense = with_overall(frame(2 + 0.1 * noise(7)))
+    windowed = with_overall(frame(dense["nll"] + np.where(np.arange(N) >= 1500, 1.0, 0.0)))
+    full = {run.name: run for run in compare({"transformers": dense, "windowed": windowed})}["windowed"]
+    thinned = windowed[windowed["input_length"] % 3 == 0].reset_index(drop=True)
+    found = {run.name: run for run in compare({"transformers": dense, "windowed": thinned})}["windowed"]
+    assert (found.tokens, found.spacing) == (N, 3)
+    assert found.perplexity.value == pytest.approx(full.perplexity.value)
+    assert found.loss.value == pytest.approx(full.loss.value)
+    assert found.diverges == pytest.approx(1501, abs=3)
+
+
+def test_too_few_rows_tell_no_onset_and_none_in_common_tell_nothing():
+    runs = {"transformers": frame(noise(8)), "windowed": frame(noise(8) + np.where(np.arange(N) >= 9, 5.0, 0.0))}
+    sparse = {name: run[run["input_length"] % 10 == 0] for name, run in runs.items()}
+    assert [(run.diverges, run.breaks) for run in compare(sparse)] == [(None, None)] * 2
+    apart = {name: run[run["input_length"] % 2 == i] for i, (name, run) in enumerate(runs.items())}
+    with pytest.raises(UserError, match="share no row"):
+        compare(apart)
+
+
 def test_runs_over_different_tokens_are_refused_and_the_first_difference_named():
     other = np.arange(N)
     other[500] = 0
@@ -82,6 +107,32 @@ def test_the_command_prints_a_line_for_each_run(here, tmp_path):
     assert "windowed" in out
     assert "+0.400" in out
     assert here("compare", tmp_path / "windowed.csv")[0] == 2
+
+
+def test_the_command_says_that_rows_were_left_out_and_does_not_call_it_holding(here, tmp_path):
+    for name, shift in (("transformers", 0.0), ("windowed", 0.4)):
+        data = with_overall(frame(2 + noise(6) * 0.1 + shift)).assign(ppl=1.0, cuda_vram_allocated=1.0, latency=1.0)
+        data[data["input_length"] % 25 == 0].to_csv(tmp_path / f"{name}.csv", index=False)
+    status, out, _ = here("compare", tmp_path)
+    assert status == 0
+    assert "one row in 25" in out
+    assert "+0.400" in out
+    assert "holds" not in out
+
+
+def test_any_run_can_be_the_baseline_and_files_of_one_name_go_by_their_folders(here, tmp_path):
+    for folder, shift in (("plain", 0.0), ("graphs", 0.125)):
+        (tmp_path / folder).mkdir()
+        data = with_overall(frame(2 + noise(6) * 0.1 + shift)).assign(ppl=1.0, cuda_vram_allocated=1.0, latency=1.0)
+        data.to_csv(tmp_path / folder / "windowed.csv", index=False)
+    files = [tmp_path / folder / "windowed.csv" for folder in ("plain", "graphs")]
+    status, out, _ = here("compare", *files, "--baseline", "plain")
+    assert status == 0
+    assert "+0.125" in out
+    assert "|Δ| 0.1250" in out
+    status, _, error = here("compare", *files, "--baseline", "dense")
+    assert status == 2
+    assert "no run is called dense: --baseline can be plain, graphs" in error
 
 
 def test_runs_over_different_texts_are_refused_by_the_command(here, tmp_path):

@@ -54,6 +54,16 @@ def test_a_step_over_rings_is_a_step_of_the_plain_engine(name, strategy, monkeyp
     assert through_rings(model, keep, tokens) == pytest.approx(wanted, abs=2e-4)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rings_in_half_precision_differ_by_rounding_alone(strategy, dtype):
+    model, tokens = MODELS["llama"](initializer_range=0.05).to(dtype), tiny.tokens(300)
+    keep = strategies.resolve(strategy, WINDOW, SINKS)
+    got, wanted = through_rings(model, keep, tokens), one_by_one(model, keep, tokens)
+    assert (got - wanted).abs().mean() <= 0.01
+    assert float((got.mean() - wanted.mean()).exp()) == pytest.approx(1, abs=3e-3)
+
+
 @pytest.mark.parametrize("start", [1, WINDOW - 1, WINDOW, WINDOW + 1, 100])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rings_take_up_a_stream_wherever_it_was_left(strategy, start, monkeypatch):

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from sinkbench.attention import Scores, _fold, _sinks
+from sinkbench.attention import Scores, _fold, _sinks, band
 from sinkbench.kernels.ring import Ring, _attend_torch, attend_ring
 from sinkbench.kernels.sinks import fold_sinks
 from sinkbench.kernels.turn import Turn
 from sinkbench.positions import Rope
+from sinkbench.strategies import Keep
 
 cuda = pytest.mark.cuda
 
@@ -82,3 +83,24 @@ def test_the_fold_kernel_computes_what_plain_torch_does(dtype):
     wanted, _ = _fold(out.float(), log_sum, *part)
     fold_sinks(query, out, log_sum, keys, values, turn, 0.125)
     assert apart(out, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("first", "begin", "n", "recent"),
+    [(0, 4, 300, 60), (2, 4, 90, 60), (0, 4, 90, None), (0, 0, 90, 60), (300, 240, 500, 60), (64, 4, 1, 60)],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_band_in_half_precision_is_that_of_plain_torch(first, begin, n, recent, dtype):
+    torch.manual_seed(0)
+    held = first + n - begin
+    query = torch.randn(1, 6, n, 64, dtype=dtype, device="cuda")
+    key, value = torch.randn(2, 1, 2, held, 64, dtype=dtype, device="cuda")
+    keep = Keep(begin if begin <= 4 else 4, recent)
+    got = band(query, key, value, first, begin, keep, Scores(0.125))
+    wanted = band(query.float().cpu(), key.float().cpu(), value.float().cpu(), first, begin, keep, Scores(0.125))
+    blind = max(0, begin - first)  # rows of tokens before the first key
+    assert not got[0][:, :, :blind].any()
+    assert (got[1][:, :, :blind] == -torch.inf).all()
+    assert apart(got[0].cpu(), wanted[0]) < 1e-2
+    assert apart(got[1][:, :, blind:].cpu(), wanted[1][:, :, blind:]) < 1e-3

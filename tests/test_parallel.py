@@ -120,3 +120,15 @@ def test_the_chunk_fits_the_free_memory(monkeypatch):
 
     monkeypatch.setattr("psutil.virtual_memory", Little)
     assert chunk_for(model) < 2048
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("dtype", "compiled", "mean"), [("float32", False, 1e-5), ("bfloat16", True, 1e-2)])
+def test_a_stream_on_cuda_gives_the_nlls_of_the_cpu(strategy, dtype, compiled, mean):
+    tokens, keep = tiny.tokens(400), resolve(strategy, 64, 4)
+    model = tiny.STREAMABLE["llama"](initializer_range=0.05)
+    wanted = nll(stepwise, model, keep, tokens)
+    got = nll(parallel, model.to("cuda", getattr(torch, dtype)), keep, tokens, 150, 0, compiled)
+    assert np.abs(got - wanted).mean() <= mean
+    assert got.mean() == pytest.approx(wanted.mean(), abs=mean / 10)

@@ -1,19 +1,13 @@
 """Runs of one folder over the tokens that they share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import reduce
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from sinkbench.compare import SMOOTH, Comparison, Interval, compare
+from sinkbench.compare import SMOOTH, SPARSE, Comparison, compare, shared_lengths
 from sinkbench.report.gathering import Run
-from sinkbench.report.measuring import scaled
-
-# An onset is judged over the next 256 rows, and of a run that fails slowly it is told the earlier the more tokens
-# those are. Dense Llama 2 7B: token 4,025 by all rows, 3,210 by every 5th, 2,160 by every 10th.
-SPARSE = 5
 
 
 @dataclass(frozen=True)
@@ -52,17 +46,13 @@ def compare_runs(runs: Sequence[Run]) -> Shared | None:
     """Compare runs over the same tokens; ``None`` where fewer than two share the 256 rows that it takes."""
     frames = {run.name: frame for run in runs if len(frame := _sound(run.frame)) >= SMOOTH}
     frames = dict(sorted(frames.items(), key=lambda item: _length(item[1]), reverse=True))
-    aligned = _aligned(frames)
-    if len(frames) < 2 or _rows(aligned) < SMOOTH:
+    if len(frames) < 2 or len(shared_lengths(frames.values())) < SMOOTH:
         return None
     baseline = next((run.name for run in runs if run.strategy == "transformers"), "transformers")
-    places, spacing = _places(aligned)
-    told = {
-        comparison.name: _over_all(_at(comparison, places, spacing), aligned, baseline)
-        for comparison in compare(aligned, baseline)
-    }
+    compared = {comparison.name: comparison for comparison in compare(frames, baseline)}
     onsets, untold = _onsets(frames, baseline)
-    return Shared(int(places[-1]), spacing, [told[run.name] for run in runs if run.name in told], onsets, untold)
+    ordered = [compared[run.name] for run in runs if run.name in compared]
+    return Shared(ordered[0].tokens, ordered[0].spacing, ordered, onsets, untold)
 
 
 def _sound(frame: pd.DataFrame) -> pd.DataFrame:
@@ -75,40 +65,6 @@ def _length(frame: pd.DataFrame) -> int:
     return int(frame["input_length"].iloc[-1])
 
 
-def _rows(frames: dict[str, pd.DataFrame]) -> int:
-    return min(map(len, frames.values()), default=0)
-
-
-def _aligned(frames: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """The rows that all ``frames`` have."""
-    if not frames:
-        return {}
-    shared = reduce(np.intersect1d, (frame["input_length"].to_numpy() for frame in frames.values()))
-    return {name: frame[frame["input_length"].isin(shared)].reset_index(drop=True) for name, frame in frames.items()}
-
-
-def _places(aligned: dict[str, pd.DataFrame]) -> tuple[np.ndarray, int]:
-    """The lengths at which there are rows, and how far these usually lie apart."""
-    places = next(iter(aligned.values()))["input_length"].to_numpy()
-    return places, int(np.median(np.diff(places)))
-
-
-def _at(comparison: Comparison, places: np.ndarray, spacing: int) -> Comparison:
-    """``comparison`` of rows, with tokens for rows; too sparse ones do not tell a token."""
-    rows = (comparison.diverges, comparison.breaks) if spacing <= SPARSE else (None, None)
-    diverges, breaks = (None if row is None else int(places[row - 1]) for row in rows)
-    return replace(comparison, diverges=diverges, breaks=breaks)
-
-
-def _over_all(comparison: Comparison, aligned: dict[str, pd.DataFrame], baseline: str) -> Comparison:
-    """``comparison`` with the means over all tokens, which ``overall_ppl`` tells where rows were left out too."""
-    overall = {name: float(frame["overall_ppl"].iloc[-1]) for name, frame in aligned.items()}
-    own, loss = overall[comparison.name], comparison.loss
-    if loss is not None and np.isfinite(shift := np.log(own / overall[baseline]) - loss.value):
-        loss = Interval(loss.value + shift, loss.low + shift, loss.high + shift)
-    return replace(comparison, perplexity=scaled(comparison.perplexity, own), loss=loss)
-
-
 def _onsets(frames: dict[str, pd.DataFrame], baseline: str) -> tuple[dict[str, Onset], str]:
     """Where each run fails, against all that have read at least as far as it, or as one that is shorter.
 
@@ -117,16 +73,14 @@ def _onsets(frames: dict[str, pd.DataFrame], baseline: str) -> tuple[dict[str, O
     onsets: dict[str, Onset] = {}
     untold = ""
     for length in sorted({_length(frame) for frame in frames.values()}):
-        peers = _aligned({name: frame for name, frame in frames.items() if _length(frame) >= length})
-        if len(peers) < 2 or _rows(peers) < SMOOTH:
-            continue
-        places, spacing = _places(peers)
-        if spacing > SPARSE:
-            untold = f"the runs share one row in {spacing}, too few to tell"
+        peers = {name: frame for name, frame in frames.items() if _length(frame) >= length}
+        if len(peers) < 2 or len(shared_lengths(peers.values())) < SMOOTH:
             continue
         for run in compare(peers, baseline):
-            token = _at(run, places, spacing).breaks
+            if run.spacing > SPARSE:
+                untold = f"the runs share one row in {run.spacing}, too few to tell"
+                break
             known = onsets.get(run.name)
-            if known is None or (known.token is None and token is not None):
-                onsets[run.name] = Onset(token, spacing)
+            if known is None or (known.token is None and run.breaks is not None):
+                onsets[run.name] = Onset(run.breaks, run.spacing)
     return onsets, untold

@@ -65,14 +65,8 @@ def final_perplexity(run: Run) -> Interval | None:
     nll = nll[np.isfinite(nll)]
     if not len(overall) or not nll.size:
         return None
-    return scaled(interval(nll).exp(), float(overall.iloc[-1]))
-
-
-def scaled(found: Interval, perplexity: float) -> Interval:
-    """The interval of some rows around the ``perplexity`` over all of them; as it is where either overflowed."""
-    if not (0 < perplexity < np.inf and 0 < found.value < np.inf):
-        return found
-    return Interval(*(perplexity * (value / found.value) for value in (found.value, found.low, found.high)))
+    last = float(overall.iloc[-1])
+    return interval(nll).moved(np.log(last) if last > 0 else np.nan).exp()
 
 
 def _peak(run: Run, column: str, key: str) -> float | None:
