@@ -20,6 +20,7 @@ from sinkbench.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary
 from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
 from sinkbench.options import FINISHED, OUT_OF_MEMORY
 from sinkbench.records import RowWriter, device_name, now, versions, write_json
+from sinkbench.runs import failure
 from sinkbench.signals import Interrupted, signals, undisturbed
 from sinkbench.speaking import Listener, Sampling, Spoken, Typist, speak
 
@@ -172,10 +173,10 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, Interrupted):
-        return f"interrupted (signal {error.args[0]})"
+        return error.reason
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY
-    return f"failed: {type(error).__name__}: {error}"
+    return failure(error)
 
 
 def _opening(options: GenerateOptions, model: PreTrainedModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,16 @@ def weights(source: ModelSource) -> str:
 def _sum(files: list[Path]) -> str:
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as opened:
-            total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+        about = file.stat()
+        total.update(f"{file.name} {_digest(file, about.st_size, about.st_mtime_ns)}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+@lru_cache(maxsize=1024)
+def _digest(file: Path, size: int, changed: int) -> str:
+    """Remembered while ``file`` stays as it is: every cell of a sweep asks for the same gigabytes."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def fingerprint(tokens: Tensor) -> str:
