@@ -76,19 +76,24 @@ def compare(runs: dict[str, pd.DataFrame], baseline: str = "transformers") -> li
     frames = {name: _at(frame, places) for name, frame in runs.items()}
     nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
     means = {name: _mean(frame) for name, frame in frames.items()}
-    best, dense = _best(list(nll.values())), nll.get(baseline)
+    best, base = _best(list(nll.values())), nll.get(baseline)
     compared = []
     for name, values in nll.items():
         loss = apart = diverges = None
-        if dense is not None and name != baseline:
-            loss = interval(values - dense).moved(means[name] - means[baseline])
-            apart = float(np.abs(values - dense).mean())
-            diverges = _onset(values - dense, DIVERGED)
+        if base is not None and name != baseline:
+            loss = interval(values - base).moved(means[name] - means[baseline])
+            apart = float(np.abs(values - base).mean())
+            diverges = _onset(values - base, DIVERGED)
         onsets = (diverges, _onset(values - best, BROKEN))
         told = (None if row is None or spacing > SPARSE else int(places[row - 1]) for row in onsets)
         perplexity = interval(values).moved(means[name]).exp()
         compared.append(Comparison(name, int(places[-1]), spacing, perplexity, loss, apart, *told))
     return compared
+
+
+def about(token: int, spacing: int) -> str:
+    """An onset, in words: approximate where rows were left out."""
+    return f"{'≈ ' if spacing > 1 else ''}{token:,}"
 
 
 def shared_lengths(frames: Iterable[pd.DataFrame]) -> np.ndarray:

@@ -18,9 +18,9 @@ from sinkbench.errors import UserError
 from sinkbench.families import check_reach
 from sinkbench.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
 from sinkbench.models import ModelSource, load_model, load_tokenizer, resolved_revision
-from sinkbench.options import FINISHED, OUT_OF_MEMORY
+from sinkbench.options import FINISHED
 from sinkbench.records import RowWriter, device_name, now, versions, write_json
-from sinkbench.runs import failure
+from sinkbench.runs import exit_reason
 from sinkbench.signals import Interrupted, signals, undisturbed
 from sinkbench.speaking import Listener, Sampling, Spoken, Typist, speak
 
@@ -123,7 +123,7 @@ def _until_the_end(
     except UserError:
         raise
     except BaseException as error:
-        written.exit_reason = _reason(error)
+        written.exit_reason = exit_reason(error)
         return error
     finally:
         written.seconds = time.perf_counter() - begin
@@ -169,14 +169,6 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
         fed = len(written.prompt) + i
         step = Steps(fed, [spoken.nll], spoken.latency, vram_allocated(), [spoken.kv_cache_bytes])
         writer.write(step, [spoken.token], (written.fresh[i], repeated, odd))
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Interrupted):
-        return error.reason
-    if isinstance(error, torch.OutOfMemoryError):
-        return OUT_OF_MEMORY
-    return failure(error)
 
 
 def _opening(options: GenerateOptions, model: PreTrainedModel) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sinkbench.models import DTYPES, ModelSource
 from sinkbench.options import RunOptions
 from sinkbench.strategies import Keep
+from sinkbench.unpacked import digest
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
@@ -69,8 +70,7 @@ def _sum(files: list[Path]) -> str:
 @lru_cache(maxsize=1024)
 def _digest(file: Path, size: int, changed: int) -> str:
     """Remembered while ``file`` stays as it is: every cell of a sweep asks for the same gigabytes."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return digest(file)
 
 
 def fingerprint(tokens: Tensor) -> str:

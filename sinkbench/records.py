@@ -97,13 +97,10 @@ class RowWriter:
             self._file.truncate(0)
             self.replaces = False
 
-    def take_up(self, rows: Rows) -> None:
-        """Go on behind ``rows``, which the file holds."""
+    def take_up(self, rows: Rows, nll_sum: float) -> None:
+        """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
         self._file.truncate(rows.size)
-        self._size, self.rows = rows.size, len(rows.cells)
-        self.nll_sum = 0.0
-        for cells in rows.cells:  # one after the other, as they were added up when they were written
-            self.nll_sum += float(cells["nll"])
+        self._size, self.rows, self.nll_sum = rows.size, len(rows.cells), nll_sum
         self.latencies = [float(cells["latency"]) for cells in rows.cells if cells["latency"]]
 
     def write(self, steps: Steps, predicted: Sequence[int], more: Sequence[float | None] = ()) -> None:

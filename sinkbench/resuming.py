@@ -30,8 +30,7 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
     rows = complete_rows(writer.path, writer.columns)
     if not rows.cells:
         return
-    _check(writer.path, rows.cells, tokens)
-    writer.take_up(rows)
+    writer.take_up(rows, _checked_sum(writer.path, rows.cells, tokens))
     record |= {name: before.get(name) for name in ("started", "ended", "exit_reason", "resumed_at")}
     if writer.rows < len(tokens) - 1:
         record |= {
@@ -73,8 +72,8 @@ def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None
             )
 
 
-def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
-    """Every row must be one that this run would have written."""
+def _checked_sum(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> float:
+    """The sum of the NLLs; every row must be one that this run would have written."""
     if len(cells) > len(tokens) - 1:
         raise UserError(f"cannot go on with {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
     nll_sum = 0.0
@@ -92,3 +91,4 @@ def _check(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> None:
             raise UserError(f"cannot go on with {csv}: line {number + 1} is damaged; {ELSEWHERE}")
         if not same:
             raise UserError(f"cannot go on with {csv}: line {number + 1} is of another text; {ELSEWHERE}")
+    return nll_sum

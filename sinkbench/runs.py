@@ -154,12 +154,8 @@ def _resolved(options: RunOptions, model: PreTrainedModel, stream: Stream) -> di
 def _close(
     record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
 ) -> None:
-    if isinstance(error, Interrupted):
-        reason = error.reason
-    elif isinstance(error, torch.OutOfMemoryError):
-        reason = OUT_OF_MEMORY
-    elif error is not None:
-        reason = failure(error)
+    if error is not None:
+        reason = exit_reason(error)
     result.exit_reason = reason
     record |= {
         "ended": now(),
@@ -183,6 +179,13 @@ def _close(
         except UserError:
             if error is None:
                 raise  # otherwise what came first is what the user has to know
+
+
+def exit_reason(error: BaseException) -> str:
+    """What is put on record of what ended a run early."""
+    if isinstance(error, Interrupted):
+        return error.reason
+    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else failure(error)
 
 
 def failure(error: BaseException) -> str:

@@ -72,12 +72,13 @@ def check_whole(path: Path) -> None:
 def _intact(folder: Path) -> bool:
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return bool(sums) and all(_sum(folder / name) == value for name, value in sums.items())
+        return bool(sums) and all(digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
-def _sum(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -91,7 +92,7 @@ def _renew(folder: Path, location: dict[str, Any]) -> None:
     parts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
     try:
         _unpack(location, parts)
-        (parts / SUMS).write_text(json.dumps({p.name: _sum(p) for p in parts.iterdir()}), encoding="utf-8")
+        (parts / SUMS).write_text(json.dumps({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
         if folder.exists() and not _intact(folder):
             folder.rename(parts.with_suffix(".damaged"))
         parts.rename(folder)

@@ -68,6 +68,13 @@ def with_overall(whole):
     return whole.assign(overall_ppl=np.exp(whole["nll"].expanding().mean()))
 
 
+def save(csv, nll, every=1):
+    csv.parent.mkdir(exist_ok=True)
+    data = with_overall(frame(nll)).assign(ppl=1.0, cuda_vram_allocated=1.0, latency=1.0)
+    data[data["input_length"] % every == 0].to_csv(csv, index=False)
+    return csv
+
+
 def test_a_thinned_run_is_compared_token_by_token_and_by_its_own_mean():
     dense = with_overall(frame(2 + 0.1 * noise(7)))
     windowed = with_overall(frame(dense["nll"] + np.where(np.arange(N) >= 1500, 1.0, 0.0)))
@@ -98,10 +105,7 @@ def test_runs_over_different_tokens_are_refused_and_the_first_difference_named()
 
 def test_the_command_prints_a_line_for_each_run(here, tmp_path):
     for name, shift in (("transformers", 0.0), ("windowed", 0.4)):
-        data = frame(2 + noise(6) * 0.1 + shift)
-        for column in ("ppl", "overall_ppl", "cuda_vram_allocated", "latency"):
-            data[column] = 1.0
-        data.to_csv(tmp_path / f"{name}.csv", index=False)
+        save(tmp_path / f"{name}.csv", 2 + noise(6) * 0.1 + shift)
     status, out, _ = here("compare", tmp_path)
     assert status == 0
     assert "windowed" in out
@@ -111,8 +115,7 @@ def test_the_command_prints_a_line_for_each_run(here, tmp_path):
 
 def test_the_command_says_that_rows_were_left_out_and_does_not_call_it_holding(here, tmp_path):
     for name, shift in (("transformers", 0.0), ("windowed", 0.4)):
-        data = with_overall(frame(2 + noise(6) * 0.1 + shift)).assign(ppl=1.0, cuda_vram_allocated=1.0, latency=1.0)
-        data[data["input_length"] % 25 == 0].to_csv(tmp_path / f"{name}.csv", index=False)
+        save(tmp_path / f"{name}.csv", 2 + noise(6) * 0.1 + shift, every=25)
     status, out, _ = here("compare", tmp_path)
     assert status == 0
     assert "one row in 25" in out
@@ -121,11 +124,8 @@ def test_the_command_says_that_rows_were_left_out_and_does_not_call_it_holding(h
 
 
 def test_any_run_can_be_the_baseline_and_files_of_one_name_go_by_their_folders(here, tmp_path):
-    for folder, shift in (("plain", 0.0), ("graphs", 0.125)):
-        (tmp_path / folder).mkdir()
-        data = with_overall(frame(2 + noise(6) * 0.1 + shift)).assign(ppl=1.0, cuda_vram_allocated=1.0, latency=1.0)
-        data.to_csv(tmp_path / folder / "windowed.csv", index=False)
-    files = [tmp_path / folder / "windowed.csv" for folder in ("plain", "graphs")]
+    shifts = {"plain": 0.0, "graphs": 0.125}
+    files = [save(tmp_path / name / "windowed.csv", 2 + noise(6) * 0.1 + shift) for name, shift in shifts.items()]
     status, out, _ = here("compare", *files, "--baseline", "plain")
     assert status == 0
     assert "+0.125" in out

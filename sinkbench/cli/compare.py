@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sinkbench.compare import SPARSE, Comparison, Interval, compare
+from sinkbench.compare import SPARSE, Comparison, Interval, about, compare
 from sinkbench.errors import UserError
 from sinkbench.results import read_csv, read_results
 
@@ -62,7 +62,7 @@ def summary(compared: list[Comparison], baseline: str) -> Table:
     table.add_column("what happened")
     for run in compared:
         loss = "-" if run.loss is None else f"{_shown(run.loss, '+.3f')}\n|Δ| {run.apart:.4f}"
-        parts = "-" if run.diverges is None else _token(run, run.diverges)
+        parts = "-" if run.diverges is None else about(run.diverges, run.spacing)
         table.add_row(run.name, _shown(run.perplexity, ".2f"), loss, parts, _told(run))
     return table
 
@@ -71,15 +71,11 @@ def _shown(interval: Interval, style: str) -> str:
     return f"{interval.value:{style}}\n[{interval.low:{style}}, {interval.high:{style}}]".replace("[", r"\[")
 
 
-def _token(run: Comparison, token: int) -> str:
-    return f"{'≈ ' if run.spacing > 1 else ''}{token:,}"
-
-
 def _told(run: Comparison) -> str:
     if run.spacing > SPARSE:
         return "too few rows to tell"
     if run.breaks is not None:
-        return f"fails from token {_token(run, run.breaks)} on"
+        return f"fails from token {about(run.breaks, run.spacing)} on"
     if run.diverges is not None:
         return "holds, at a small loss"
     return "holds"

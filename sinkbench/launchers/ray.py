@@ -6,9 +6,7 @@ is lost takes nothing with it but time: Ray runs the task again elsewhere.
 
 import math
 import os
-import signal
 import socket
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +21,7 @@ from sinkbench.launchers.brought import Brought, place, work
 from sinkbench.options import RunOptions, RunResult
 from sinkbench.runs import failure
 from sinkbench.shapes import read_shape
-from sinkbench.signals import Interrupted
+from sinkbench.signals import Interrupted, noted
 
 LOST = 3  # workers that a cell may lose beyond the retries asked for
 MOMENT = 0.5  # seconds until it is seen that the sweep is asked to end
@@ -47,7 +45,7 @@ def launch(
     ray = _ray()
     with _connected(ray):
         tasks = _Tasks(ray, cells, retries, finished)
-        with _asked_to_end() as asked:
+        with noted() as asked:  # an exception out of a signal's handler is lost in Ray's compiled code
             for index in range(len(cells)):
                 if not asked:
                     tasks.submit(index)
@@ -56,25 +54,6 @@ def launch(
                 tasks.collect()
             if asked:
                 tasks.stop(Interrupted(asked[0]).reason)
-
-
-@contextmanager
-def _asked_to_end() -> Iterator[list[int]]:
-    """The SIGINTs and SIGTERMs that came within this context.
-
-    They are noted, not raised: an exception out of a signal's handler is lost in Ray's compiled code.
-    """
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    both = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in both}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sinkbench import __version__
-from sinkbench.compare import BROKEN, DIVERGED, SMOOTH
+from sinkbench.compare import BROKEN, DIVERGED, SMOOTH, about
 from sinkbench.report.comparing import Onset, Shared, compare_runs
 from sinkbench.report.doubts import Doubt, doubts
 from sinkbench.report.drawing import Figure, Look, figures, looks
@@ -190,7 +190,7 @@ def _onset(onset: Onset | None) -> Cell:
         return Cell(NOTHING)
     if onset.token is None:
         return Cell("holds")
-    return Cell(f"{'≈ ' if onset.spacing > 1 else ''}{onset.token:,}")
+    return Cell(about(onset.token, onset.spacing))
 
 
 def _command(run: Run) -> str:
