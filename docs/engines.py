@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from sinkbench.data.stream import Source, read_stream
 from sinkbench.engines.parallel import parallel
 from sinkbench.engines.stepwise import stepwise
-from sinkbench.models import ModelSource, load_model, load_tokenizer
+from sinkbench.models.loading import ModelSource, load_model, load_tokenizer
 from sinkbench.strategies import resolve
-from sinkbench.streams import Source, read_stream
 
 AGREEMENT_TOKENS, SPEED_TOKENS, STEPS, CHUNK = 2000, 8192, 300, 2048
 

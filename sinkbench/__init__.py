@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sinkbench.api import SinkCache as SinkCache
-    from sinkbench.api import attention_sinks as attention_sinks
+    from sinkbench.api.classes import SinkCache as SinkCache
+    from sinkbench.api.classes import attention_sinks as attention_sinks
 
 __version__ = "0.1.0"
 
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """The drop-in API, imported when it is asked for: transformers takes seconds, ``sinkbench --help`` should not."""
     if name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
-        from sinkbench import api
+        from sinkbench.api import classes as api
 
         value = getattr(api, name) if hasattr(api, name) else api.loader(name)
         globals()[name] = value

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 GOLDEN = DATA / "golden"
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))

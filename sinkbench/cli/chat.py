@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinkbench import embedded
 from sinkbench.cli.generate import show
 from sinkbench.cli.options import (
     MODEL,
@@ -21,9 +20,10 @@ from sinkbench.cli.options import (
     TrustRemoteCode,
     WindowSize,
 )
+from sinkbench.models import embedded
 
 if TYPE_CHECKING:
-    from sinkbench.chatting import Chat
+    from sinkbench.api.chat import Chat
 
 TALK = "Conversation"
 COMMANDS = "/stats shows cache and memory, /reset begins anew, /quit ends"
@@ -65,9 +65,10 @@ def chat(
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench import strategies
-    from sinkbench.chatting import Chat
-    from sinkbench.models import ModelSource, load_model, load_tokenizer
-    from sinkbench.speaking import Sampling
+    from sinkbench.api.chat import Chat
+    from sinkbench.api.decoding import Sampling
+    from sinkbench.config import ModelSource
+    from sinkbench.models.loading import load_model, load_tokenizer
 
     keep = strategies.resolve(str(experiment), window_size, attention_sink_size)
     source = ModelSource(

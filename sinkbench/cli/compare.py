@@ -8,9 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sinkbench.compare import SPARSE, Comparison, Interval, about, compare
 from sinkbench.errors import UserError
-from sinkbench.results import read_csv, read_results
+from sinkbench.results.comparison import SPARSE, Comparison, Interval, about, compare
+from sinkbench.results.reading import read_csv, read_results
 
 
 def compare_runs(

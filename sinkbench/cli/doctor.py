@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sinkbench.doctor import Diagnosis
+    from sinkbench.diagnostics.doctor import Diagnosis
 
 
 def doctor() -> None:
@@ -19,7 +19,7 @@ def doctor() -> None:
     warnings.filterwarnings("ignore")
     from rich.console import Console
 
-    from sinkbench.doctor import diagnose
+    from sinkbench.diagnostics.doctor import diagnose
 
     diagnosis = diagnose()
     Console().print(table(diagnosis))

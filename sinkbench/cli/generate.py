@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinkbench import embedded
 from sinkbench.cli.options import (
     MODEL,
     OUTPUT,
@@ -22,9 +21,10 @@ from sinkbench.cli.options import (
     TrustRemoteCode,
     WindowSize,
 )
+from sinkbench.models import embedded
 
 if TYPE_CHECKING:
-    from sinkbench.generation import GenerateOptions, Written
+    from sinkbench.api.generation import GenerateOptions, Written
 
 TEXT = "Text"
 PROMPT = "Once upon a time, in a small village by the sea, there lived"
@@ -70,8 +70,8 @@ def generate(
 ) -> None:
     """Write text without end under one strategy; measure how long it stays fluent."""
     warnings.filterwarnings("ignore", module="transformers|torch")
-    from sinkbench import generation
-    from sinkbench.models import ModelSource
+    from sinkbench.api import generation
+    from sinkbench.config import ModelSource
 
     options = generation.GenerateOptions(
         experiment=str(experiment),

@@ -11,12 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.cli.progress import outcome
+from sinkbench.config import RunOptions
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
-from sinkbench.estimate import device_for, estimate
-from sinkbench.experiments import Experiments
-from sinkbench.options import RunOptions, RunResult
-from sinkbench.sweeps import Cell
+from sinkbench.runs.result import RunResult
+from sinkbench.sweeps.estimate import device_for, estimate
+from sinkbench.sweeps.experiment import Experiments
+from sinkbench.sweeps.plan import Cell
 
 
 def estimates(read: Experiments, cells: Sequence[RunOptions]) -> None:

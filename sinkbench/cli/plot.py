@@ -37,8 +37,8 @@ def plot(
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:
     """Draw the results in a folder: perplexity, memory and latency over the input length."""
-    from sinkbench import figures  # matplotlib and pandas take a while to import; --help should not
-    from sinkbench.results import read_results
+    from sinkbench.results import figures
+    from sinkbench.results.reading import read_results
 
     features = figures.checked(features)
     path = output or output_dir / f"{'_'.join(features)}.png"

@@ -9,8 +9,9 @@ from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
 
+from sinkbench.config import RunOptions
 from sinkbench.engines.step import Steps
-from sinkbench.options import ENDED, OUT_OF_MEMORY, RunOptions, RunResult
+from sinkbench.runs.result import ENDED, OUT_OF_MEMORY, RunResult
 
 
 class Progress:

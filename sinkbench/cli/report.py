@@ -23,7 +23,7 @@ def report(
 
     Each folder that holds runs gets a section of its own. The page needs no network.
     """
-    from sinkbench.report.writing import write_report  # pandas and plotly take a while to import
+    from sinkbench.results.report.writing import write_report
 
     for path in write_report(folders, output):
         typer.echo(f"saved {path}")

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sinkbench import embedded
 from sinkbench.cli.options import (
     MODEL,
     OUTPUT,
@@ -23,6 +22,7 @@ from sinkbench.cli.options import (
     WindowSize,
 )
 from sinkbench.errors import UserError
+from sinkbench.models import embedded
 
 
 class Engine(StrEnum):
@@ -39,7 +39,7 @@ def _defaults_from(ctx: typer.Context, path: Path | None) -> Path | None:
     """Let the options in a TOML file stand where the command line is silent."""
     if path is None:
         return None
-    from sinkbench.experiments import read_options
+    from sinkbench.sweeps.experiment import read_options
 
     given = {key: _only(path, key, value) for key, value in read_options(path).items()}
     ctx.default_map = {**(ctx.default_map or {}), **given}
@@ -152,11 +152,9 @@ def run(
 ) -> None:
     """Run one strategy over a stream of tokens; write its CSV and JSON."""
     warnings.filterwarnings("ignore", module="transformers|torch")
-    from sinkbench import runs  # torch and transformers take seconds to import; --help should not
     from sinkbench.cli.progress import Progress, report
-    from sinkbench.models import ModelSource
-    from sinkbench.options import RunOptions
-    from sinkbench.streams import Source
+    from sinkbench.config import ModelSource, RunOptions, Source
+    from sinkbench.runs import run as runs
 
     if overwrite and resume:
         raise UserError("--overwrite and --resume exclude each other")

@@ -10,12 +10,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from sinkbench import embedded
 from sinkbench.cli.options import AllowPickle, Dtype
 from sinkbench.errors import UserError
+from sinkbench.models import embedded
 
 if TYPE_CHECKING:
-    from sinkbench.speed import Cost
+    from sinkbench.diagnostics.speed import Cost
 
 
 def speed(
@@ -39,9 +39,10 @@ def speed(
     ] = None,
 ) -> None:
     """Time the seed's loop and both engines; print them beside the floors of this device."""
-    from sinkbench.models import ModelSource, load_model
-    from sinkbench.records import device_name, versions
-    from sinkbench.speed import Plan, measure
+    from sinkbench.config import ModelSource
+    from sinkbench.diagnostics.speed import Plan, measure
+    from sinkbench.models.loading import load_model
+    from sinkbench.runs.record import device_name, versions
 
     if output is not None and output.suffix not in (".json", ".md"):
         raise UserError(f"cannot write {output}: give a .json or .md file")

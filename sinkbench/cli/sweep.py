@@ -41,8 +41,9 @@ def sweep(
     The exit status is 1 if a run failed in the end.
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
-    from sinkbench import experiments, sweeps
     from sinkbench.cli.matrix import Board, estimates
+    from sinkbench.sweeps import experiment as experiments
+    from sinkbench.sweeps import plan as sweeps
 
     read = experiments.read(file)
     if output_dir is not None:
@@ -64,9 +65,9 @@ def sweep(
 
 def _launch(launcher: Launcher, watch: Callable) -> Callable:
     if launcher is Launcher.ray:
-        from sinkbench.launchers.ray import launch as on_ray
+        from sinkbench.sweeps.launchers.ray import launch as on_ray
 
         return on_ray
-    from sinkbench.launchers.local import launch
+    from sinkbench.sweeps.launchers.local import launch
 
     return partial(launch, watch=watch)

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinkbench.adapters import mask_argument
-from sinkbench.angles import exact_angles
-from sinkbench.attention import attending
-from sinkbench.cache import StreamCache
+from sinkbench.attention.adapters import mask_argument
+from sinkbench.attention.bands import attending
+from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.head import backbone, nll_of
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
-from sinkbench.families import check_reach, lasting, read_positions, takes_positions
+from sinkbench.positions.detection import check_reach, read_positions
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting, takes_positions
 from sinkbench.strategies import Keep
 
 ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
@@ -189,7 +190,7 @@ def _fitting(model: PreTrainedModel, cache: StreamCache, chunk: int, length: int
     window = cache.keep.window
     if not limits or (window is None and length <= min(limits)):
         return chunk
-    if window is None or any(layer.unturned for layer in cache.kept):
+    if window is None or any(layer.keys_unrotated for layer in cache.kept):
         raise UserError(
             f"{type(model).__name__} changes its rotary frequencies beyond {min(limits)} tokens, token by token: "
             "use --engine stepwise, or stay below"

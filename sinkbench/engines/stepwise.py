@@ -8,11 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from sinkbench.angles import exact_angles
-from sinkbench.engines.feeding import feed
-from sinkbench.engines.priming import primed
+from sinkbench.engines.forward import feed
+from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
-from sinkbench.families import check_reach, lasting
+from sinkbench.positions.detection import check_reach
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting
 from sinkbench.strategies import Keep
 
 
@@ -25,7 +26,7 @@ def stepwise(model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int = 0)
     """
     if keep.window is None:
         check_reach(model, len(tokens) - 1)
-    cache = None if keep.fresh else primed(model, keep, tokens[:start])
+    cache = None if keep.fresh else prefilled(model, keep, tokens[:start])
     tokens = tokens.to(model.device)
     longest = len(tokens) if keep.window is None else keep.window if cache is None else cache.reach(1)
     with lasting(model, longest), exact_angles(model):

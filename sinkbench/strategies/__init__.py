@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from sinkbench.errors import UserError
 from sinkbench.strategies.attention_sinks import attention_sinks
-from sinkbench.strategies.keep import Keep
+from sinkbench.strategies.policy import Keep
 from sinkbench.strategies.recompute import recompute
 from sinkbench.strategies.transformers import transformers
 from sinkbench.strategies.windowed import windowed

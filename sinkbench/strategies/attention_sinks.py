@@ -1,6 +1,6 @@
 """Attention sinks: the first tokens and the most recent ones (StreamingLLM, arXiv 2309.17453, section 3.2)."""
 
-from sinkbench.strategies.keep import Keep
+from sinkbench.strategies.policy import Keep
 
 
 def attention_sinks(window_size: int, attention_sink_size: int) -> Keep:

@@ -1,6 +1,6 @@
 """Sliding window with re-computation: the baseline of StreamingLLM (arXiv 2309.17453, figure 1c)."""
 
-from sinkbench.strategies.keep import Keep
+from sinkbench.strategies.policy import Keep
 
 
 def recompute(window_size: int, attention_sink_size: int) -> Keep:

@@ -1,6 +1,6 @@
 """Dense attention, as transformers does it: everything is kept."""
 
-from sinkbench.strategies.keep import Keep
+from sinkbench.strategies.policy import Keep
 
 
 def transformers(window_size: int, attention_sink_size: int) -> Keep:

@@ -1,6 +1,6 @@
 """Window attention: the most recent tokens only (StreamingLLM, arXiv 2309.17453, figure 1b)."""
 
-from sinkbench.strategies.keep import Keep
+from sinkbench.strategies.policy import Keep
 
 
 def windowed(window_size: int, attention_sink_size: int) -> Keep:

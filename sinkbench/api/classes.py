@@ -1,0 +1,138 @@
+"""transformers' own classes, with a cache that keeps attention sinks: ``from sinkbench import AutoModelForCausalLM``.
+
+What ``from_pretrained`` returns is a model of transformers, whose own ``forward`` and ``generate`` keep the first
+``attention_sink_size`` tokens and the last ``attention_sink_window_size`` ones (StreamingLLM, arXiv 2309.17453).
+"""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import transformers
+from transformers import PreTrainedModel
+
+from sinkbench.api.patching import Patch
+from sinkbench.cache.batched import BatchedCache
+from sinkbench.errors import UserError
+from sinkbench.models.checkpoints import check_complete
+from sinkbench.strategies import Keep
+
+SINKS, WINDOW = 4, 1020
+
+
+class Loader:
+    """Makes models of the class :attr:`of`; instances of this class do not exist."""
+
+    of: ClassVar[Any]
+
+    def __new__(
+        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
+    ) -> Any:
+        """A model from its configuration, with random weights."""
+        return _given(cls.of(*args, **kwargs), _keep(attention_sink_size, attention_sink_window_size))
+
+    @classmethod
+    def from_pretrained(
+        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
+    ) -> Any:
+        """Load a model as transformers does; every other argument is transformers' own.
+
+        Args:
+            attention_sink_size: how many of the first tokens are kept, 0 or more.
+            attention_sink_window_size: how many of the most recent tokens are kept, 1 or more.
+
+        Raises:
+            UserError: sizes that cannot be, a model whose positions cannot stream, or missing weights, which would be
+                random. With ``output_loading_info=True`` those are told there, and not refused.
+        """
+        keep = _keep(attention_sink_size, attention_sink_window_size)
+        told = kwargs.pop("output_loading_info", False)
+        model, info = cls.of.from_pretrained(*args, output_loading_info=True, **kwargs)
+        if told:
+            return _given(model, keep), info
+        _refuse_random(args[0] if args else kwargs.get("pretrained_model_name_or_path"), info)
+        return _given(model, keep)
+
+    @classmethod
+    def from_config(
+        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
+    ) -> Any:
+        """As ``from_config`` of transformers' auto classes: random weights."""
+        keep = _keep(attention_sink_size, attention_sink_window_size)
+        make = getattr(cls.of, "from_config", None) or cls.of._from_config
+        return _given(make(*args, **kwargs), keep)
+
+
+def loader(name: str) -> type[Loader]:
+    """The class that makes transformers' ``name`` with attention sinks.
+
+    Raises:
+        AttributeError: transformers has no causal language model or base model of that name.
+    """
+    if not name.endswith(("ForCausalLM", "Model")) or not hasattr(transformers, name):
+        raise AttributeError(f"module 'sinkbench' has no attribute {name!r}")
+    return type(name, (Loader,), {"of": getattr(transformers, name), "__doc__": f"{name} with attention sinks."})
+
+
+class SinkCache(BatchedCache):
+    """A cache for an already loaded ``model``; pass it as ``past_key_values`` to its ``forward`` or ``generate``.
+
+    As long as the cache exists, the model knows what to do with it; other calls of the model are not touched. When
+    the cache is gone (``del``, or out of scope), nothing is left on the model.
+
+    Raises:
+        UserError: sizes that cannot be, or a model whose positions cannot stream.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
+    ) -> None:
+        keep = _keep(attention_sink_size, attention_sink_window_size)
+        attached = Patch.to(model)
+        weakref.finalize(self, attached.release)
+        super().__init__(model, keep)
+
+
+@contextmanager
+def attention_sinks(
+    model: PreTrainedModel, *, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
+) -> Iterator[PreTrainedModel]:
+    """Within this context ``model`` keeps attention sinks; afterwards it is exactly as before.
+
+    Raises:
+        UserError: sizes that cannot be, or a model whose positions cannot stream.
+    """
+    keep = _keep(attention_sink_size, attention_sink_window_size)
+    attached = Patch.to(model)
+    before = attached.keep
+    try:
+        BatchedCache(model, keep)  # refuses what cannot stream
+        attached.keep = keep
+        yield model
+    finally:
+        attached.keep = before
+        attached.release()
+
+
+def _refuse_random(name: Any, info: dict[str, Any]) -> None:
+    # Shapes that differ are refused by transformers unless the caller allows them, and what a base model leaves unread
+    # of a checkpoint is no fault: only missing weights count here.
+    chosen = {key for key, *_ in info["mismatched_keys"]}
+    missing = set(info["missing_keys"]) - chosen
+    check_complete(str(name), {"missing_keys": missing, "mismatched_keys": (), "unexpected_keys": ()})
+
+
+def _given(model: PreTrainedModel, keep: Keep) -> PreTrainedModel:
+    attached = Patch.to(model)
+    if model.device.type != "meta":
+        BatchedCache(model, keep)
+    attached.keep = keep
+    return model
+
+
+def _keep(sinks: int, recent: int) -> Keep:
+    for name, value, least in (("attention_sink_size", sinks, 0), ("attention_sink_window_size", recent, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(f"{name} must be a whole number of at least {least} (got {value!r})")
+    return Keep(sinks, recent)

@@ -1,0 +1,249 @@
+"""One forward of a model under a strategy: any number of tokens, any batch, padded or not.
+
+The tokens of each group of rows are cut into stretches that are exact, fed, and their outputs put together as the one
+forward would have answered.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from sinkbench.attention.adapters import mask_argument
+from sinkbench.attention.bands import attending
+from sinkbench.cache.batched import BatchedCache
+from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.strip import StripLayer
+from sinkbench.engines.parallel import chunk_for
+from sinkbench.errors import UserError
+from sinkbench.positions.families import lasting, takes_positions
+
+Forward = Callable[..., Any]
+OURS = frozenset(
+    ("past_key_values", "use_cache", "attention_mask", "position_ids", "cache_position", "labels", "return_dict")
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a forward.
+
+    Attributes:
+        shape: rows and columns of the input.
+        along: tensors that go with the tokens, shape ``(rows, columns, ...)``.
+        rest: the others.
+        last: of how many columns, from the right, logits are wanted.
+        narrows: whether the model can be told to compute no more logits than those.
+    """
+
+    shape: tuple[int, int]
+    along: dict[str, Tensor]
+    rest: dict[str, Any]
+    last: int
+    narrows: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """What some rows answered: ``logits`` of the last tokens, ``states`` of all.
+
+    Attributes:
+        rows: their indices in the batch.
+        columns: where their tokens were, shape ``(rows, tokens)``; ``None`` where that is everywhere.
+        outputs: as of one forward over their tokens.
+    """
+
+    rows: Tensor
+    columns: Tensor | None
+    outputs: ModelOutput
+
+
+def read(model: PreTrainedModel, forward: Forward, cache: BatchedCache, given: dict[str, Any]) -> ModelOutput:
+    """Feed the tokens of ``given``, the arguments of ``forward`` by name; answer as that forward would.
+
+    Outputs at padding are zeros.
+
+    Raises:
+        UserError: no tokens, a mask that is not ``(B, at least n)``, or attention weights of a cut prompt.
+    """
+    tokens = given["input_ids"] if given.get("input_ids") is not None else given.get("inputs_embeds")
+    if tokens is None:
+        raise UserError("a forward needs input_ids or inputs_embeds")
+    batch, n = tokens.shape[:2]
+    real = _real(given.get("attention_mask"), batch, n)
+    call = _call(given, batch, n, "logits_to_keep" in given)
+    parts = []
+    for group, count in cache.take_in([n] * batch if real is None else real.sum(-1).tolist()):
+        if count:
+            rows = torch.tensor(group.rows, device=tokens.device)
+            columns = _columns(real, rows, n) if real is not None or len(rows) < batch else None
+            parts.append(Part(rows, columns, _part(model, forward, group.cache, call, rows, columns)))
+    cache.columns += n
+    outputs = _put_together(parts, call)
+    outputs["past_key_values"] = cache
+    if isinstance(given.get("logits_to_keep"), Tensor):
+        outputs["logits"] = outputs["logits"][:, given["logits_to_keep"]]
+    if given.get("labels") is not None:
+        outputs = _with_loss(model, outputs, given["labels"])
+    return outputs
+
+
+def _real(mask: Tensor | None, batch: int, n: int) -> Tensor | None:
+    """Which of the new columns hold tokens, shape ``(B, n)``; ``None`` where all do."""
+    if mask is None:
+        return None
+    if mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < n:
+        raise UserError(
+            f"an attention_mask of shape {tuple(mask.shape)} does not go with {batch} rows of {n} tokens: it must be "
+            "(rows, tokens), with or without the columns that were fed before"
+        )
+    real = mask[:, mask.shape[1] - n :].bool()
+    return None if bool(real.all()) else real
+
+
+def _call(given: dict[str, Any], batch: int, n: int, narrows: bool) -> Call:
+    left = {name: value for name, value in given.items() if name not in OURS and name != "logits_to_keep"}
+    along = {k: v for k, v in left.items() if isinstance(v, Tensor) and v.shape[:2] == (batch, n)}
+    rest = {name: value for name, value in left.items() if name not in along}
+    wanted = given.get("logits_to_keep", 0)
+    whole = given.get("labels") is not None or not isinstance(wanted, int) or not wanted
+    return Call((batch, n), along, rest, n if whole else min(wanted, n), narrows)
+
+
+def _columns(real: Tensor | None, rows: Tensor, n: int) -> Tensor:
+    """Where the tokens of ``rows`` are, which all have the same number; shape ``(rows, tokens)``."""
+    if real is None:
+        return torch.arange(n, device=rows.device).expand(len(rows), n)
+    return real[rows].nonzero()[:, 1].view(len(rows), -1)
+
+
+def _part(
+    model: PreTrainedModel, forward: Forward, cache: StreamCache, call: Call, rows: Tensor, columns: Tensor | None
+) -> ModelOutput:
+    """Feed the tokens of ``rows``."""
+    n = call.shape[1] if columns is None else columns.shape[1]
+    wanted = call.last if columns is None else int((columns >= call.shape[1] - call.last).sum(-1).max())
+    along = call.along if columns is None else {k: x[rows[:, None], columns] for k, x in call.along.items()}
+    outputs = []
+    for size, after, fed in _feed(model, forward, cache, Call((len(rows), n), along, call.rest, wanted, call.narrows)):
+        keep = min(size, max(0, wanted - after))
+        if fed.get("logits") is not None:
+            fed["logits"] = fed["logits"][:, fed["logits"].shape[1] - keep :]
+        outputs.append(fed)
+    return outputs[0] if len(outputs) == 1 else _joined(outputs)
+
+
+def _feed(
+    model: PreTrainedModel, forward: Forward, cache: StreamCache, call: Call
+) -> Iterator[tuple[int, int, ModelOutput]]:
+    """The outputs of each stretch, after its size and the number of tokens that follow it."""
+    rows, n = call.shape
+    sizes, apart = stretches(model, cache, n, rows)
+    longest = cache.reach(max(sizes)) if cache.keep.window is not None else cache.seen + n
+    with ExitStack() as stack:
+        stack.enter_context(lasting(model, longest))
+        if apart:
+            try:
+                stack.enter_context(attending(model, cache))
+            except UserError:  # attention that cannot be replaced: token by token is as exact
+                sizes, apart = [1] * n, False
+        if call.rest.get("output_attentions") and (apart or len(sizes) > 1):
+            raise UserError("output_attentions is not to be had of several tokens that do not fit an empty cache")
+        begin = 0
+        for size in sizes:
+            after = n - begin - size
+            given = {name: x[:, begin : begin + size] for name, x in call.along.items()} | call.rest
+            given |= mask_argument(model) if apart else {}
+            if call.narrows:
+                given["logits_to_keep"] = max(1, min(size, call.last - after))
+            positions = cache.advance(size)
+            if takes_positions(model):
+                given["position_ids"] = positions
+            yield size, after, forward(**given, past_key_values=cache, use_cache=True, return_dict=True)
+            begin += size
+
+
+def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> tuple[list[int], bool]:
+    """How ``n`` new tokens are cut into forwards of ``model``, and whether those need attention of our own.
+
+    What fits an empty cache is one plain forward. Anything else goes through
+    :func:`~sinkbench.attention.bands.attending`, in chunks chosen from the free memory. Models with a state
+    that passes from token to token, and those whose frequencies change within the window, are fed token by token
+    where a chunk would not be exact.
+    """
+    limit = min((layer.rope.limit for layer in cache.kept if layer.rope and layer.rope.limit), default=None)
+    window = cache.keep.window
+    stateful = any(not isinstance(layer, StripLayer) for layer in cache.layers)
+    fits = not cache.seen and all(x.keep.window is None or n <= x.keep.window + 1 for x in cache.kept)
+    if n == 1:
+        return [1], False
+    if limit is not None and (window is None or window + 1 >= limit):
+        whole = min(n, limit) if fits and not stateful else 1
+        return [whole] + [1] * (n - whole), False
+    if fits:
+        return [n], False
+    if stateful:
+        return [1] * n, False
+    chunk = max(chunk_for(model) // rows, 1)
+    if limit is not None and window is not None:
+        chunk = min(chunk, limit - window)
+    return [chunk] * (n // chunk) + ([n % chunk] if n % chunk else []), True
+
+
+def _joined(outputs: list[ModelOutput]) -> ModelOutput:
+    """Outputs of consecutive stretches as those of one forward."""
+    merged: dict[str, Any] = {}
+    for name in ("last_hidden_state", "logits"):
+        if outputs[-1].get(name) is not None:
+            merged[name] = torch.cat([x[name] for x in outputs], dim=1)
+    if outputs[-1].get("hidden_states") is not None:
+        layers = zip(*(x["hidden_states"] for x in outputs), strict=True)
+        merged["hidden_states"] = tuple(torch.cat(layer, dim=1) for layer in layers)
+    return type(outputs[-1])(**merged)
+
+
+def _put_together(parts: list[Part], call: Call) -> ModelOutput:
+    """The rows of all parts where they belong."""
+    if len(parts) == 1 and parts[0].columns is None:
+        return parts[0].outputs
+    if not parts:
+        raise UserError("a batch of nothing but padding")
+    if call.rest.get("output_attentions"):
+        raise UserError("output_attentions is not to be had of a padded batch")
+    first = parts[0].outputs
+    merged: dict[str, Any] = {}
+    for name, width in (("last_hidden_state", call.shape[1]), ("logits", call.last)):
+        if first.get(name) is not None:
+            merged[name] = _spread([(p, p.outputs[name]) for p in parts], call.shape, width)
+    if first.get("hidden_states") is not None:
+        layers = range(len(first["hidden_states"]))
+        merged["hidden_states"] = tuple(
+            _spread([(p, p.outputs["hidden_states"][i]) for p in parts], call.shape, call.shape[1]) for i in layers
+        )
+    return type(first)(**merged)
+
+
+def _spread(values: list[tuple[Part, Tensor]], shape: tuple[int, int], width: int) -> Tensor:
+    """The last ``width`` columns of the batch, zeros where no token was."""
+    batch, n = shape
+    like = values[0][1]
+    out = like.new_zeros(batch, width, *like.shape[2:])
+    for part, value in values:
+        assert part.columns is not None
+        columns = part.columns[:, part.columns.shape[1] - value.shape[1] :] - (n - width)
+        there = columns >= 0
+        rows = part.rows[:, None].expand_as(columns)
+        out[rows[there], columns[there]] = value[there]
+    return out
+
+
+def _with_loss(model: PreTrainedModel, outputs: ModelOutput, labels: Tensor) -> ModelOutput:
+    """The outputs with the loss that the model's own forward adds."""
+    size = model.config.get_text_config(decoder=True).vocab_size
+    loss = model.loss_function(logits=outputs["logits"], labels=labels, vocab_size=size)
+    return type(outputs)(**{**outputs, "loss": loss})

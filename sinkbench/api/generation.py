@@ -1,0 +1,205 @@
+"""``sinkbench generate``: a model writes on and on under a strategy; how long does it stay fluent?"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from sinkbench import strategies
+from sinkbench.api.decoding import Detokenizer, GeneratedToken, Sampling, Session, speak
+from sinkbench.config import ModelSource
+from sinkbench.engines.step import Steps, vram_allocated
+from sinkbench.errors import UserError
+from sinkbench.metrics.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
+from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.positions.detection import check_reach
+from sinkbench.runs.record import device_name, now, versions, write_json
+from sinkbench.runs.result import FINISHED
+from sinkbench.runs.run import exit_reason
+from sinkbench.runs.signals import Interrupted, signals, undisturbed
+from sinkbench.runs.writer import RowWriter
+
+MORE = ("fresh_nll", "repetition", "non_word")
+PROMPT = "Once upon a time, in a small village by the sea, there lived"
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Everything that decides a generated text; the fields are the options of ``sinkbench generate``."""
+
+    experiment: str = "attention_sinks"
+    model: ModelSource = field(default_factory=lambda: ModelSource("smollm2-135m"))
+    prompt: str = PROMPT
+    max_new_tokens: int = 2000
+    window_size: int = 1024
+    attention_sink_size: int = 4
+    temperature: float = 1.0
+    top_p: float = 0.95
+    seed: int = 0
+    output_dir: Path = Path("results")
+    overwrite: bool = False
+
+    @property
+    def csv(self) -> Path:
+        """Where the rows go."""
+        return self.output_dir / f"generate_{self.experiment}.csv"
+
+
+@dataclass
+class Written:
+    """A text as it grows.
+
+    Attributes:
+        prompt: ids of the prompt.
+        said: generated tokens.
+        text: as it was shown, without the prompt.
+        fresh: NLL of the first ``len(fresh)`` generated tokens with fresh context.
+        seconds: since the prompt was fed.
+        exit_reason: how it ended.
+    """
+
+    prompt: list[int]
+    said: list[GeneratedToken] = field(default_factory=list)
+    text: str = ""
+    fresh: list[float] = field(default_factory=list)
+    rates: list[tuple[float | None, float | None]] = field(default_factory=list)
+    seconds: float = 0.0
+    exit_reason: str = "running"
+
+    @property
+    def interrupted(self) -> bool:
+        return self.exit_reason.startswith("interrupted")
+
+
+def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text: None) -> Written:
+    """Write a text; ``show`` is called with each piece of it, the prompt first.
+
+    Special tokens, the end of the text among them, are never chosen: the text goes on until it has its length.
+
+    Raises:
+        UserError: whatever the user can mend.
+    """
+    keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+    tokenizer = load_tokenizer(options.model)
+    written = Written(tokenizer(options.prompt)["input_ids"])
+    if not written.prompt:
+        raise UserError("the prompt is empty: give at least one token to begin with")
+    with RowWriter(options.csv, options.overwrite, MORE) as writer:
+        model = load_model(options.model)
+        if keep.window is None:
+            check_reach(model, len(written.prompt) + options.max_new_tokens)
+        record = _opening(options, model)
+        error = _until_the_end(options, model, tokenizer, keep, written, writer, show)
+        with undisturbed():
+            _measure(model, written, writer)
+            if writer.rows or not writer.replaces:
+                write_json(options.csv.with_suffix(".json"), record | _closing(written))
+    if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
+        raise error
+    return written
+
+
+def _until_the_end(
+    options: GenerateOptions,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    keep: strategies.Keep,
+    written: Written,
+    writer: RowWriter,
+    show: Callable[[str], None],
+) -> BaseException | None:
+    """Write the text; answers with what ended it early."""
+    begin = time.perf_counter()
+    try:
+        with signals():
+            show(options.prompt)
+            _write(options, model, tokenizer, keep, written, writer, show)
+        written.exit_reason = FINISHED
+    except UserError:
+        raise
+    except BaseException as error:
+        written.exit_reason = exit_reason(error)
+        return error
+    finally:
+        written.seconds = time.perf_counter() - begin
+    return None
+
+
+def _write(
+    options: GenerateOptions,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    keep: strategies.Keep,
+    written: Written,
+    writer: RowWriter,
+    show: Callable[[str], None],
+) -> None:
+    sampling = Sampling(options.temperature, options.top_p, tuple(tokenizer.all_special_ids))
+    generator = torch.Generator().manual_seed(options.seed)
+    typist = Detokenizer(tokenizer)
+    repetition, non_words = Repetition(), NonWords(tokenizer, vocabulary_of(options.prompt))
+    said = speak(Session(model, keep), written.prompt, sampling, generator)
+    for spoken in islice(said, options.max_new_tokens):
+        with undisturbed():
+            written.said.append(spoken)
+            written.rates.append((repetition.put(spoken.token), non_words.put(spoken.token)))
+        piece = typist.put(spoken.token)
+        written.text += piece
+        show(piece)
+        if len(written.said) - len(written.fresh) >= BLOCK:
+            with undisturbed():
+                _measure(model, written, writer)
+
+
+def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> None:
+    """Score the tokens that have not been scored yet with fresh context; write their rows."""
+    done = len(written.fresh)
+    if done == len(written.said):
+        return
+    tokens = torch.tensor(written.prompt + [spoken.token for spoken in written.said])
+    begin = len(written.prompt) + done
+    written.fresh += fresh_nll(model, tokens[max(0, begin - BLOCK) : begin], tokens[begin:])
+    for i in range(done, len(written.said)):
+        spoken, (repeated, odd) = written.said[i], written.rates[i]
+        fed = len(written.prompt) + i
+        step = Steps(fed, [spoken.nll], spoken.latency, vram_allocated(), [spoken.kv_cache_bytes])
+        writer.write(step, [spoken.token], (written.fresh[i], repeated, odd))
+
+
+def _opening(options: GenerateOptions, model: PreTrainedModel) -> dict[str, Any]:
+    return {
+        "experiment": options.experiment,
+        "options": asdict(options),
+        "command": ["sinkbench", *sys.argv[1:]],
+        "model": {
+            "name": options.model.name,
+            "class": type(model).__name__,
+            "revision": resolved_revision(model),
+            "attention": getattr(model.config, "_attn_implementation", None),
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "device": device_name(),
+        "started": now(),
+    }
+
+
+def _closing(written: Written) -> dict[str, Any]:
+    blocks = [written.fresh[i : i + BLOCK] for i in range(0, len(written.fresh), BLOCK)]
+    return {
+        "ended": now(),
+        "exit_reason": written.exit_reason,
+        "rows": len(written.said),
+        "prompt_tokens": len(written.prompt),
+        "seconds": written.seconds,
+        "fresh_nll_by_block": {"tokens_a_block": BLOCK, "mean": [mean(block) for block in blocks]},
+        "peak_kv_cache_bytes": max((spoken.kv_cache_bytes for spoken in written.said), default=0),
+        "text": written.text,
+    }

@@ -1,0 +1,192 @@
+"""A strategy on one model: what its own ``forward`` and ``generate`` do while it is there, and how it goes.
+
+Three attributes of the instance stand before its methods; classes are never touched, so models with different
+strategies, and without any, live side by side.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.generation import GenerationMixin, GenerationMode
+
+from sinkbench.api.forward import read
+from sinkbench.cache.batched import BatchedCache
+from sinkbench.cache.stream import StreamCache
+from sinkbench.errors import UserError
+from sinkbench.positions.detection import Probe
+from sinkbench.strategies import Keep
+
+MODES = (
+    GenerationMode.GREEDY_SEARCH,
+    GenerationMode.SAMPLE,
+    GenerationMode.BEAM_SEARCH,
+    GenerationMode.BEAM_SAMPLE,
+)
+
+
+class Method:
+    """Stands before the method ``name`` of a model; it looks like that method to ``inspect``."""
+
+    def __init__(self, attached: "Patch", name: str) -> None:
+        self.attached, self.name = attached, name
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:
+        return self.attached.own(self.name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.attached, self.name)(*args, **kwargs)
+
+
+class Patch:
+    """What stands before the methods of one model.
+
+    Attributes:
+        keep: what a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours.
+        holders: how many want it to stay.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.keep: Keep | None = None
+        self.holders = 0
+        names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
+        self._before = {name: vars(model).get(name) for name in names}
+        for name in names:
+            object.__setattr__(model, name, Method(self, name))
+
+    @classmethod
+    def to(cls, model: PreTrainedModel) -> "Patch":
+        """What is attached to ``model``, made where there is nothing; to be released once (:meth:`release`)."""
+        method = vars(model).get("forward")
+        attached = method.attached if isinstance(method, Method) else cls(model)
+        attached.holders += 1
+        return attached
+
+    def release(self) -> None:
+        """Leave the model as it was, unless somebody else still needs this."""
+        self.holders -= 1
+        if self.holders:
+            return
+        for name, before in self._before.items():
+            if not isinstance(vars(self.model).get(name), Method):
+                continue  # somebody stood another one before ours
+            if before is None:
+                object.__delattr__(self.model, name)
+            else:
+                object.__setattr__(self.model, name, before)
+
+    def own(self, name: str) -> Callable[..., Any]:
+        """The model's method as it was before."""
+        return self._before[name] or getattr(type(self.model), name).__get__(self.model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's forward through a cache of ours; its own where there is none."""
+        own = self.own("forward")
+        given = named(own, args, kwargs)
+        cache = self._cache(given)
+        if cache is None:
+            return own(*args, **kwargs)
+        # not inference mode, whose tensors could not be written to outside of it
+        with torch.inference_mode(False), torch.no_grad():
+            outputs = read(self.model, own, cache, given)
+        return outputs if given.get("return_dict", True) is not False else outputs.to_tuple()
+
+    def _cache(self, given: dict[str, Any]) -> BatchedCache | None:
+        """The cache that a forward is to use, or ``None`` where it is no business of ours."""
+        past = given.get("past_key_values")
+        if isinstance(past, BatchedCache):
+            if past.model is not self.model:
+                raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
+            return past
+        if self.keep is None or isinstance(past, (StreamCache, Probe)):
+            return None
+        if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
+            return None
+        if past is None or (type(past) is DynamicCache and not past.get_seq_length()):
+            return BatchedCache(self.model, self.keep)
+        raise UserError(
+            f"{type(past).__name__} cannot keep what an attention-sink strategy says: leave past_key_values out, or "
+            "pass the one that this model returned"
+        )
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's ``generate``, what cannot work refused.
+
+        Raises:
+            UserError: a decoding mode that has to take tokens back, a cache of another kind, padding on the right.
+        """
+        own = self.own("generate")
+        given = named(own, args, kwargs)
+        ours = isinstance(given.get("past_key_values"), BatchedCache)
+        if not ours and (self.keep is None or _asked(given, "use_cache") is False):
+            return own(*args, **kwargs)
+        self._check(given)
+        return own(*args, **kwargs | {"use_cache": True})  # some configurations (MPT) turn it off
+
+    def _check(self, given: dict[str, Any]) -> None:
+        settings = given.get("generation_config") or self.model.generation_config
+        merged = type(settings)(**settings.to_dict())
+        merged.update(**{name: value for name, value in given.items() if hasattr(merged, name)})
+        mode = merged.get_generation_mode(given.get("assistant_model"))
+        if mode not in MODES:
+            raise UserError(
+                f"{mode.value.replace('_', ' ')} does not work with attention sinks: it takes tokens back, or reads "
+                "the model in a way of its own; use greedy search, sampling or beam search, or use_cache=False"
+            )
+        for name in ("cache_implementation", "prefill_chunk_size"):
+            value = getattr(merged, name, None)
+            if value not in (None, "dynamic"):
+                raise UserError(
+                    f"{name}={value!r} does not go with attention sinks, which bring a cache of their own and "
+                    "read long prompts in chunks: leave it out"
+                )
+        mask = given.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+            raise UserError("padding must be on the left: set tokenizer.padding_side = 'left'")
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, next_sequence_length: int | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The inputs of the next forward: the part of ``input_ids`` that the cache has not seen."""
+        past = kwargs.get("past_key_values")
+        if not isinstance(past, BatchedCache):
+            if self.keep is None or (past is not None and past.get_seq_length()):
+                own = self.own("prepare_inputs_for_generation")
+                return own(input_ids, next_sequence_length=next_sequence_length, **kwargs)
+        elif next_sequence_length is not None and next_sequence_length < 1:
+            raise UserError(
+                f"the cache has seen {past.columns} tokens and input_ids hold no more than that: pass the whole "
+                "conversation, or only what is new together with an attention_mask of all"
+            )
+        # not the model's own, which may throw a cache away that seems too short or too long (Phi-3)
+        return GenerationMixin.prepare_inputs_for_generation(
+            self.model, input_ids, next_sequence_length=next_sequence_length, **kwargs
+        )
+
+
+def _asked(given: dict[str, Any], name: str) -> Any:
+    """What a call of ``generate`` says of ``name``, itself or in its ``generation_config``."""
+    if given.get(name) is not None:
+        return given[name]
+    return getattr(given.get("generation_config"), name, None)
+
+
+def _generates(model: PreTrainedModel) -> bool:
+    return isinstance(model, GenerationMixin)
+
+
+def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    if not args:
+        return dict(kwargs)
+    signature = inspect.signature(method)
+    bound = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            bound |= bound.pop(parameter.name, {})
+    return bound

@@ -1,0 +1,112 @@
+"""Adapters for the models that do not take their attention from transformers' registry.
+
+Each says how one attention module makes its queries, keys and values and what it does with the result; the
+attention itself is handed in (:mod:`sinkbench.attention.bands`). They hold within a ``with`` and leave nothing behind.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from transformers import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import BloomAttention
+from transformers.models.codegen.modeling_codegen import CodeGenAttention
+from transformers.models.falcon.modeling_falcon import FalconAttention
+from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as falcon_rotary
+from transformers.models.gptj.modeling_gptj import GPTJAttention
+from transformers.models.mpt.modeling_mpt import MptAttention
+
+from sinkbench.errors import UserError
+
+Attend = Callable[..., Tensor]
+
+
+def _heads_last(out: Tensor) -> Tensor:
+    """``(B, H, n, D)`` to ``(B, n, H * D)``."""
+    return out.transpose(1, 2).flatten(2)
+
+
+def _gptj(module: Any, attend: Attend) -> dict[str, Callable]:
+    def attn(query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None) -> tuple[Tensor, None]:
+        return attend(module.layer_idx, query.to(value.dtype), key, value, 1 / float(module.scale_attn)), None
+
+    return {"_attn": attn}
+
+
+def _falcon(module: Any, attend: Attend) -> dict[str, Callable]:
+    def forward(
+        hidden_states: Tensor, alibi: Tensor | None, layer_past: Any = None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        query, key, value = (x.transpose(1, 2) for x in module._split_heads(module.query_key_value(hidden_states)))
+        if alibi is None:
+            query, key = falcon_rotary(query, key, *kwargs["position_embeddings"])
+        key, value = layer_past.update(key, value, module.layer_idx)
+        return module.dense(_heads_last(attend(module.layer_idx, query, key, value, module.inv_norm_factor))), None
+
+    return {"forward": forward}
+
+
+def _bloom(module: Any, attend: Attend) -> dict[str, Callable]:
+    def forward(hidden_states: Tensor, residual: Tensor, layer_past: Any = None, **kwargs: Any) -> tuple[Tensor, None]:
+        query, key, value = module._reshape(module.query_key_value(hidden_states))
+        key, value = layer_past.update(key, value, module.layer_idx)
+        out = module.dense(_heads_last(attend(module.layer_idx, query, key, value, module.inv_norm_factor)))
+        return residual + dropout(out, module.hidden_dropout, module.training), None
+
+    return {"forward": forward}
+
+
+def _mpt(module: Any, attend: Attend) -> dict[str, Callable]:
+    def forward(hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any) -> tuple[Tensor, None]:
+        qkv = module.Wqkv(hidden_states)
+        if module.clip_qkv:
+            qkv = qkv.clamp(min=-module.clip_qkv, max=module.clip_qkv)
+        query, key, value = (x.unflatten(-1, (module.n_heads, -1)).transpose(1, 2) for x in qkv.chunk(3, dim=-1))
+        key, value = past_key_values.update(key, value, module.layer_idx)
+        return module.out_proj(_heads_last(attend(module.layer_idx, query, key, value, module.softmax_scale))), None
+
+    return {"forward": forward}
+
+
+ADAPTERS: dict[type[nn.Module], Callable[[Any, Attend], dict[str, Callable]]] = {
+    BloomAttention: _bloom,
+    CodeGenAttention: _gptj,
+    FalconAttention: _falcon,
+    GPTJAttention: _gptj,
+    MptAttention: _mpt,
+}
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
+    """Within this context, attention modules named in :data:`ADAPTERS` call ``attend``.
+
+    Raises:
+        UserError: the model neither has such modules nor supports transformers' attention registry.
+    """
+    found = [(m, make) for m in model.modules() for kind, make in ADAPTERS.items() if isinstance(m, kind)]
+    if not found and not model._can_set_attn_implementation():
+        raise UserError(
+            f"the attention of {type(model).__name__} cannot be fed many tokens at once under a strategy: "
+            "use --engine stepwise"
+        )
+    changed: list[tuple[nn.Module, str]] = []
+    try:
+        for module, make in found:
+            for name, method in make(module, attend).items():
+                object.__setattr__(module, name, method)
+                changed.append((module, name))
+        yield
+    finally:
+        for module, name in changed:
+            object.__delattr__(module, name)
+
+
+def mask_argument(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A stand-in for the mask, for MPT, which cannot do without one; it is never looked at."""
+    if any(isinstance(m, MptAttention) for m in model.modules()):
+        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=model.device)}
+    return {}

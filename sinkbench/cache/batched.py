@@ -1,0 +1,133 @@
+"""Batches of streams: one cache a group of rows that have seen the same number of tokens.
+
+Padding never reaches a cache: a row's padding is left out and its tokens are fed alone, so that each row gets what it
+gets alone. Rows of equal length share their forwards; rows of other lengths have forwards of their own.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from sinkbench.cache.stream import StreamCache
+from sinkbench.errors import UserError
+from sinkbench.strategies import Keep
+
+
+@dataclass
+class Group:
+    """Rows that share a cache: their indices in the batch, and the cache, whose row ``i`` is ``rows[i]``."""
+
+    rows: list[int]
+    cache: StreamCache
+
+
+class BatchedCache(Cache):
+    """The caches of a batch of streams through ``model``, as one object that transformers' ``generate`` can carry.
+
+    Attributes:
+        columns: text that passed, padding included: what ``generate`` must leave out of the next ``input_ids``.
+        groups: which rows share which cache; none before the first token.
+    """
+
+    def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
+        super().__init__(layers=[])
+        self.model, self.keep = model, keep
+        self.columns = 0
+        self.groups = [Group([], StreamCache(model, keep))]  # refuses what cannot stream now and not later
+
+    def __len__(self) -> int:
+        """The number of layers, as of every cache of transformers; so an empty one is not false."""
+        return len(self.groups[0].cache.layers)
+
+    @property
+    def rows(self) -> int:
+        """The size of the batch; 0 before the first token."""
+        return sum(len(group.rows) for group in self.groups)
+
+    @property
+    def seen(self) -> int:
+        """Tokens fed to the longest row, padding not counted."""
+        return max(group.cache.seen for group in self.groups)
+
+    @property
+    def held(self) -> int:
+        """Entries held for the next step in each full-attention layer of the longest row, sinks included."""
+        return max(held_by(group.cache) for group in self.groups)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values held for the next step, over all rows and layers."""
+        return sum(group.cache.nbytes for group in self.groups)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The text that passed, padding included. It is not the number of entries held: see :attr:`held`."""
+        return self.columns
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refused: a forward that calls this does not know the strategy."""
+        raise UserError(
+            "this cache works with the model it was made for, while that model carries the strategy: call the model "
+            "itself and not a part of it, and within `with attention_sinks(model)` if it came from there"
+        )
+
+    def reset(self) -> None:
+        """Forget the text, as if newly made."""
+        self.columns, self.groups = 0, [Group([], StreamCache(self.model, self.keep))]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")
+
+    def _take(self, sources: list[int]) -> None:
+        """Row ``i`` becomes what row ``sources[i]`` was."""
+        groups = []
+        for group in self.groups:
+            rows = [i for i, source in enumerate(sources) if source in group.rows]
+            if rows:
+                index = torch.tensor([group.rows.index(sources[i]) for i in rows], device=group.cache.device)
+                group.cache.reorder_cache(index)
+                groups.append(Group(rows, group.cache))
+        self.groups = groups or self.groups
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take(beam_idx.tolist())
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._take(torch.arange(self.rows)[indices.cpu()].tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._take([row for row in range(self.rows) for _ in range(repeats)])
+
+    def take_in(self, counts: list[int]) -> list[tuple[Group, int]]:
+        """Groups whose rows get the same number of new tokens, with that number; ``counts`` has one for each row.
+
+        Raises:
+            UserError: the batch is of another size than before.
+        """
+        if not self.rows:
+            self.groups[0].rows = list(range(len(counts)))
+        elif self.rows != len(counts):
+            raise UserError(f"a cache of {self.rows} rows was given a batch of {len(counts)}")
+        parts = []
+        for group in self.groups:
+            sizes = sorted({counts[row] for row in group.rows})
+            for size in sizes:
+                rows = [row for row in group.rows if counts[row] == size]
+                parts.append((Group(rows, group.cache if len(sizes) == 1 else _part(group, rows)), size))
+        self.groups = [group for group, _ in parts]
+        return parts
+
+
+def _part(group: Group, rows: list[int]) -> StreamCache:
+    cache = copy.deepcopy(group.cache)
+    cache.reorder_cache(torch.tensor([group.rows.index(row) for row in rows], device=cache.device))
+    return cache
+
+
+def held_by(cache: StreamCache) -> int:
+    """Entries that the fullest layer of ``cache`` holds."""
+    return max(layer.held for layer in cache.kept)

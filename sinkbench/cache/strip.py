@@ -1,0 +1,226 @@
+"""The cache: how a model is made to keep what a strategy says, through transformers' own cache protocol.
+
+Each layer holds a *strip*: a buffer whose slots stand at consecutive positions. The cache is a view sliding along
+it, sinks first, so that an entry's position is its slot and the view is always in text order. Window keys never move
+inside the strip; the sinks are laid anew before the window on every step, turned from a pristine copy
+to the positions just before it: work in O(sinks), and rounding never accumulates. When the view reaches the strip's
+end it is copied back to the beginning, at most once in ``slack`` steps.
+
+Positions are kept small: when the next would pass ``reach``, all keys are turned back (:meth:`StreamCache._rebase`).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from sinkbench.errors import UserError
+from sinkbench.positions.rotary import Rope
+from sinkbench.strategies import Keep
+
+BLOCK = 1024  # tokens by which an unbounded strip grows
+
+
+def compaction_interval(keep: Keep) -> int:
+    """Steps, at least, between two moves of all that is kept."""
+    assert keep.recent is not None
+    return 1 + max(keep.recent // 4, 32)
+
+
+@dataclass
+class Sinks:
+    """The first tokens of a stream as they arrived: keys ``(B, H, S, D)`` at positions 0 to S - 1, and values."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class StripLayer(CacheLayerMixin):
+    """One layer's keys and values under a :class:`Keep`.
+
+    Args:
+        keep: what survives an update.
+        rope: how this layer's keys turn with position; ``None`` where they do not.
+        is_sliding: whether this stands for a sliding-window layer of the model.
+    """
+
+    supports_early_init = False
+
+    def __init__(self, keep: Keep, rope: Rope | None, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.keep, self.rope, self.is_sliding = keep, rope, is_sliding
+        self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
+        self.start = self.end = 0  # slots of the window, sinks apart
+        self.offset = 0  # position of slot 0
+        self.seen = 0  # tokens that passed
+        self.sinks_in_attention = False  # whether the attention handles the sinks itself (see sinkbench.attention)
+        self.keys_unrotated = False  # whether keys are kept unturned, and every step turns every key anew
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_empty(0)
+        self.values = value_states.new_empty(0)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add ``(B, H, n, D)`` keys and values; answer with all that the new tokens may attend to, in text order.
+
+        More than one token at a time is exact as long as nothing has to be dropped between them. Beyond that the
+        attention has to be told (:func:`sinkbench.attention.bands.attending`): with ``apart`` set, the answer holds the
+        carried window and the new tokens, and not the sinks once they have left the window.
+
+        Raises:
+            UserError: several tokens at once that plain attention would read wrongly.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        n = key_states.shape[-2]
+        if (
+            n > 1
+            and not self.sinks_in_attention
+            and self.keep.window is not None
+            and self.held + n > self.keep.window + 1
+        ):
+            raise UserError(
+                f"{n} tokens at once do not fit a cache of {self.keep.window}: feed them through a model loaded with "
+                "sinkbench.AutoModelForCausalLM, or one at a time"
+            )
+        self._make_room(key_states, value_states, n)
+        position = self.end + self.offset
+        if self.keys_unrotated:
+            key_states = self._turned(
+                key_states, -torch.arange(position, position + n, device=self.device), position + n
+            )
+        self.keys[:, :, self.end : self.end + n] = key_states
+        self.values[:, :, self.end : self.end + n] = value_states
+        self.end += n
+        self.seen += n
+        first = self.start if self.sinks_in_attention else self._lay_sinks()
+        keys, values = self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
+        if self.keys_unrotated:
+            end = position + n  # the model's frequencies are those of a sequence of this length
+            keys = self._turned(keys, torch.arange(end - keys.shape[-2], end, device=self.device), end).to(values.dtype)
+        self._evict()
+        return keys, values
+
+    def _turned(self, keys: Tensor, by: Tensor, length: int) -> Tensor:
+        assert self.rope is not None
+        return self.rope.at_length(length).move(keys.float(), by)
+
+    def _lay_sinks(self) -> int:
+        """Put the sinks into the slots just before the window; answer with the first slot of the view."""
+        if self.sinks is None:
+            return self.start
+        first, count = self.start - self.keep.sinks, self.keep.sinks
+        if count:
+            keys = self.sinks.keys
+            if self.rope is not None and not self.keys_unrotated:
+                keys = self.rope.move(keys, torch.tensor([first + self.offset], device=self.device))
+            self.keys[:, :, first : self.start] = keys
+            self.values[:, :, first : self.start] = self.sinks.values
+        return first
+
+    def _evict(self) -> None:
+        recent = self.keep.recent
+        if recent is None or self.held <= self.keep.sinks + recent:
+            return
+        if self.sinks is None:
+            count = self.keep.sinks
+            self.sinks = Sinks(self.keys[:, :, :count].clone(), self.values[:, :, :count].clone())
+            self.start = count
+        self.start = max(self.start, self.end - recent)
+
+    def _make_room(self, keys: Tensor, values: Tensor, n: int) -> None:
+        capacity = self.keys.shape[2] if self.keys.numel() else 0
+        if self.end + n <= capacity:
+            return
+        self._lay_back(keys, values, max(self._needed(n), capacity))
+
+    def _needed(self, n: int) -> int:
+        """Slots of a strip for what is held and ``n`` tokens at a time."""
+        if self.keep.recent is None:
+            return -(-(self.end - self.start + n) // BLOCK) * BLOCK
+        return self.keep.sinks + self.keep.recent + max(n, compaction_interval(self.keep))
+
+    def settle(self) -> None:
+        """Give back the room that only many tokens at a time need."""
+        if self.end > self.start:
+            self._lay_back(self.keys, self.values, self._needed(1))
+
+    def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
+        """Move the window to the strip's beginning, behind the sinks' slots; the strip gets ``capacity`` slots."""
+        kept, first = self.end - self.start, self.keep.sinks if self.sinks is not None else 0
+        self.keys = self._laid_back(self.keys, keys, first, capacity)
+        self.values = self._laid_back(self.values, values, first, capacity)
+        self.offset += self.start - first
+        self.start, self.end = first, first + kept
+
+    def _laid_back(self, strip: Tensor, like: Tensor, first: int, capacity: int) -> Tensor:
+        dtype = torch.float32 if self.keys_unrotated and strip is self.keys else like.dtype
+        window = strip[:, :, self.start : self.end] if strip.numel() else None
+        if strip.numel() == 0 or strip.shape[2] != capacity:
+            strip = torch.empty(*like.shape[:2], capacity, like.shape[3], dtype=dtype, device=like.device)
+        elif window is not None:
+            window = window.clone()
+        if window is not None:
+            strip[:, :, first : first + window.shape[2]] = window
+        return strip
+
+    def shift(self, by: int) -> None:
+        """Move every position of the window by ``by``."""
+        self.offset += by
+        if self.rope is not None and not self.keys_unrotated and self.end > self.start:
+            window = self.keys[:, :, self.start : self.end]
+            self.keys[:, :, self.start : self.end] = self.rope.move(window, torch.tensor([by], device=self.device))
+
+    @property
+    def held(self) -> int:
+        """Entries kept for the next step, sinks among them."""
+        return self.end - self.start + (self.keep.sinks if self.sinks is not None else 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values held for the next step."""
+        return self.held * self.bytes_per_token
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of the keys and values of one token of every row."""
+        if not self.is_initialized or not self.keys.numel():
+            return 0
+        sizes = [x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() for x in (self.keys, self.values)]
+        return sizes[0] + sizes[1]
+
+    def get_seq_length(self) -> int:
+        return self.held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.held + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1 if self.keep.window is None else self.keep.window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")
+
+    def reset(self) -> None:
+        self.sinks, self.start, self.end, self.offset, self.seen = None, 0, 0, 0, 0
+
+    def _map(self, pick) -> None:  # noqa: ANN001
+        if not self.is_initialized or not self.keys.numel():
+            return
+        self.keys, self.values = pick(self.keys), pick(self.values)
+        if self.sinks is not None:
+            self.sinks = Sinks(pick(self.sinks.keys), pick(self.sinks.values))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices.to(x.device)])

@@ -1,0 +1,268 @@
+"""What a token costs on the device at hand: the seed's loop, our engines, and the floors that physics sets."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from sinkbench.engines.captured import can_capture, captured
+from sinkbench.engines.parallel import parallel
+from sinkbench.engines.step import Steps, synchronize
+from sinkbench.engines.stepwise import stepwise
+from sinkbench.positions.detection import read_positions
+from sinkbench.positions.rotary import Rope
+from sinkbench.positions.rotation import Rotation
+from sinkbench.strategies import Keep, resolve
+
+SEED_STEPS = 64  # of the seed's loop, which is slow
+REPEATED = 2**18  # streams up to this length are read several times
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What was timed: steps one by one, or whole streams.
+
+    Attributes:
+        timings: milliseconds a token, one for each step or stream.
+        peak_gib: GiB of CUDA memory allocated at most; ``None`` without CUDA, and for floors.
+        each: what a timing is of: a ``step``, a ``stream``, or a ``probe`` of the device.
+    """
+
+    what: str
+    timings: list[float] = field(repr=False)
+    peak_gib: float | None = None
+    each: str = "step"
+
+    @property
+    def ms(self) -> float:
+        """The median."""
+        return median(self.timings)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The 5th and the 95th percentile; of fewer than 20 timings, the least and the largest."""
+        if len(self.timings) < 20:
+            return min(self.timings), max(self.timings)
+        cuts = quantiles(self.timings, n=20)
+        return cuts[0], cuts[-1]
+
+    @property
+    def p99(self) -> float | None:
+        """The 99th percentile, where there are enough timings to speak of one."""
+        return quantiles(self.timings, n=100)[98] if len(self.timings) >= 100 else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        window: cache entries kept.
+        sinks: of them.
+        steps: tokens to time one by one, past a full window.
+        streams: lengths of the streams to read in parallel.
+        dense: tokens that dense attention holds while its steps are timed.
+    """
+
+    window: int
+    sinks: int
+    steps: int
+    streams: list[int]
+    dense: int
+
+
+def measure(model: PreTrainedModel, plan: Plan, note: Callable[[str], None] = lambda _: None) -> Iterator[Cost]:
+    """Time every way of reading a stream of random tokens; ``note`` is told what comes next."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    length = max(*plan.streams, plan.dense, plan.window + plan.steps) + 1
+    stream = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(0))
+    keeps = {name: resolve(name, plan.window, plan.sinks) for name in ("windowed", "attention_sinks")}
+    note("the device")
+    read, multiply = copy_seconds(model), product_seconds(model)
+    held = {"": plan.window, f", {plan.dense:,} tokens held": plan.dense}
+    for what, tokens in held.items():
+        share = _bytes_a_token(model, tokens)
+        yield Cost(f"floor: weights and cache read once{what}", [1e3 * share * s for s in read], each="probe")
+    work = _operations_a_token(model)
+    yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
+    note("the seed's loop")
+    few = stream[: plan.window + min(plan.steps, SEED_STEPS) + 1]
+    yield _timed("the seed's loop", partial(seed_loop, model, keeps["attention_sinks"], few), plan.window)
+    for name, keep in keeps.items():
+        note(f"stepwise, {name}")
+        some = stream[: plan.window + plan.steps + 1]
+        yield _timed(f"stepwise, {name}", partial(_by_steps, model, keep, some, plan.window))
+    note("stepwise, transformers")
+    dense, some = resolve("transformers", 1, 0), stream[: plan.dense + 1]
+    name = f"stepwise, transformers, {plan.dense:,} tokens held"
+    yield _timed(name, partial(_by_steps, model, dense, some, max(0, plan.dense - plan.steps)))
+    for name, keep in keeps.items():
+        for count in plan.streams:
+            note(f"parallel, {name}, {count:,} tokens")
+            yield _streams(f"parallel, {name}, {count:,} tokens", model, keep, stream[: count + 1])
+
+
+def _by_steps(model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int) -> Iterator[Steps]:
+    engine = captured if can_capture(model, keep) else stepwise
+    return engine(model, keep, tokens, start)
+
+
+@torch.inference_mode()
+def seed_loop(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Steps]:
+    """The loop of attention_sinks 0.4.0, re-created: one forward a token, eager attention, keys kept unturned.
+
+    On every step the cache grows by concatenation, all its keys are turned to their places, and it is cut by
+    concatenation. It follows its own code, so that its cost is that of the seed and its NLLs check our engines'.
+    """
+    assert keep.recent is not None
+    cache = DynamicCache()
+    cache.layers = [SeedLayer(rope, keep.sinks + keep.recent + 1) for rope in read_positions(model)]
+    with _eagerly(model):
+        for t in range(len(tokens) - 1):
+            synchronize()
+            begin = time.perf_counter()
+            held = torch.tensor([[min(t, keep.sinks + keep.recent)]], device=model.device)
+            token = tokens[t : t + 1][None].to(model.device)
+            logits = model(input_ids=token, past_key_values=cache, position_ids=held, use_cache=True).logits[0, -1]
+            nll = cross_entropy(logits.float(), tokens[t + 1].to(model.device)).item()
+            for layer in cache.layers:
+                layer.cut(keep.sinks, keep.recent)
+            synchronize()
+            yield Steps(t + 1, [nll], time.perf_counter() - begin, None, [0])
+
+
+class SeedLayer(DynamicLayer):
+    """One layer's cache in the seed's loop: its keys are unturned, and every step turns every key.
+
+    A model hands its keys over already turned; taking that back, for the one new key, is what the seed did not do.
+    """
+
+    def __init__(self, rope: Rope | None, length: int) -> None:
+        super().__init__()
+        self.rope, self.length = rope, length
+        self.turn: Rotation | None = None  # to the places 0 .. length - 1, in the model's dtype as in the seed
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if self.rope is None:
+            return super().update(key_states, value_states)
+        if self.turn is None:
+            places = torch.arange(self.length, device=key_states.device)
+            turn = Rotation.still(self.rope, key_states.shape[-1], key_states.device).by(self.rope, places)
+            self.turn = Rotation(turn.cos.to(key_states.dtype), turn.sin.to(key_states.dtype), turn.partner)
+        place = self.get_seq_length()
+        back = self.turn.rows(slice(place, place + 1))
+        raw = self._turned(key_states, Rotation(back.cos, -back.sin, back.partner))
+        keys, values = super().update(raw, value_states)
+        return self._turned(keys, self.turn.rows(slice(0, place + 1))), values
+
+    @staticmethod
+    def _turned(keys: Tensor, turn: Rotation) -> Tensor:
+        return keys * turn.cos + keys[..., turn.partner] * turn.sin
+
+    def cut(self, sinks: int, recent: int) -> None:
+        """Drop all but the first ``sinks`` entries and the last ``recent`` ones."""
+        if self.keys.shape[2] > sinks + recent:
+            self.keys, self.values = (
+                torch.cat((held[:, :, :sinks], held[:, :, -recent:]), dim=2) for held in (self.keys, self.values)
+            )
+
+
+@contextmanager
+def _eagerly(model: PreTrainedModel) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Cost:
+    """The latencies of steps, the first ``skip`` left out."""
+    _forget_peak()
+    latencies = [1e3 * step.latency for i, step in enumerate(begin()) if i >= skip and step.latency is not None]
+    return Cost(what, latencies, _peak())
+
+
+def _streams(what: str, model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Cost:
+    """Seconds of whole streams, from a cold cache to the last NLL."""
+    begin = tokens[: min(len(tokens), 2**16 + 1)]
+    for _ in parallel(model, keep, begin, compiled=True):  # compilation is not a token's cost
+        pass
+    _forget_peak()
+    timings = []
+    for _ in range(3 if len(tokens) <= REPEATED else 1):
+        synchronize()
+        start = time.perf_counter()
+        count = sum(len(steps.nll) for steps in parallel(model, keep, tokens, compiled=True))
+        synchronize()
+        timings.append((time.perf_counter() - start) / count * 1e3)
+    return Cost(what, timings, _peak(), each="stream")
+
+
+def _forget_peak() -> None:
+    for index in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(index)
+
+
+def _peak() -> float | None:
+    if not torch.cuda.is_available():
+        return None
+    return sum(torch.cuda.max_memory_allocated(i) for i in range(torch.cuda.device_count())) / 2**30
+
+
+def copy_seconds(model: PreTrainedModel) -> list[float]:
+    """Seconds a byte, of large copies on the model's device; bytes read and bytes written both count."""
+    size = 2**31 if model.device.type == "cuda" else 2**27
+    source = torch.empty(size, dtype=torch.uint8, device=model.device).random_()
+    target = torch.empty_like(source)
+    return [seconds / (2 * size) for seconds in _seconds(lambda: target.copy_(source))]
+
+
+def product_seconds(model: PreTrainedModel) -> list[float]:
+    """Seconds an operation, of large matrix products in the model's dtype on random numbers."""
+    n = 8192 if model.device.type == "cuda" else 1024
+    a, b = torch.randn(2, n, n, dtype=model.dtype, device=model.device)
+    return [seconds / (2 * n**3) for seconds in _seconds(lambda: a @ b)]
+
+
+def _seconds(work: Callable[[], object]) -> list[float]:
+    times = []
+    for _ in range(12):
+        synchronize()
+        begin = time.perf_counter()
+        work()
+        synchronize()
+        times.append(time.perf_counter() - begin)
+    return times[2:]
+
+
+def _matrices(model: PreTrainedModel) -> int:
+    """Weights that every token meets: all but the embedding table, which is only looked up."""
+    table = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    total = sum(p.numel() for p in model.parameters())
+    return total if head is table else total - table.numel()
+
+
+def _bytes_a_token(model: PreTrainedModel, held: int) -> int:
+    """Bytes of the weights, and of the keys and values of ``held`` tokens."""
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cache = 2 * config.num_hidden_layers * heads * dim * held
+    return (_matrices(model) + cache) * model.dtype.itemsize
+
+
+def _operations_a_token(model: PreTrainedModel) -> int:
+    return 2 * _matrices(model)

@@ -1,0 +1,116 @@
+"""GGUF files as folders of safetensors, unpacked once: reading GGUF takes half a minute, the folder a second."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sinkbench.errors import UserError
+from sinkbench.models.checkpoints import check_complete
+from sinkbench.models.silence import silent
+
+LIMIT = 2**30  # files up to this size are unpacked and kept
+SUMS = "sums.json"  # the last file written: what the others must be
+DAY = 86_400
+
+
+def cache_folder() -> Path:
+    """Where unpacked models are kept: ``$SINKBENCH_CACHE``, or ``sinkbench`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(os.environ.get("SINKBENCH_CACHE") or Path(base) / "sinkbench")
+
+
+def unpacked(path: Path) -> dict[str, Any]:
+    """The arguments by which transformers finds the model in ``path``: its unpacked folder, or the file itself.
+
+    A folder that is not as it was written is unpacked anew.
+
+    Raises:
+        UserError: the file is not a whole GGUF file.
+    """
+    straight = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    stat = path.stat()
+    if stat.st_size > LIMIT:
+        check_whole(path)
+        return straight
+    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    folder = cache_folder() / f"{path.stem}-{key}"
+    try:
+        if not _intact(folder):
+            check_whole(path)
+            _renew(folder, straight)
+    except OSError as error:  # no room or no right to write: the file itself will do
+        logging.getLogger(__name__).debug("cannot keep the unpacked model: %s", error)
+        return straight
+    return {"pretrained_model_name_or_path": str(folder)}
+
+
+def check_whole(path: Path) -> None:
+    """Refuse what is not a GGUF file from its first byte to its last.
+
+    Raises:
+        UserError: naming the file.
+    """
+    from gguf import GGUFReader
+
+    try:
+        GGUFReader(path)
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a whole GGUF file ({path.stat().st_size:,} bytes): download or copy it again"
+        ) from error
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        return bool(sums) and all(digest(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _renew(folder: Path, location: dict[str, Any]) -> None:
+    """Unpack beside ``folder``, then put the result in its place."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(".unpacking-*"):  # by processes that were killed
+        if time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
+    parts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
+    try:
+        _unpack(location, parts)
+        (parts / SUMS).write_text(json.dumps({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
+        if folder.exists() and not _intact(folder):
+            folder.rename(parts.with_suffix(".damaged"))
+        parts.rename(folder)
+    except OSError:
+        if not _intact(folder):  # otherwise another process was quicker
+            raise
+    finally:
+        shutil.rmtree(parts, ignore_errors=True)
+        shutil.rmtree(parts.with_suffix(".damaged"), ignore_errors=True)
+
+
+def _unpack(location: dict[str, Any], folder: Path) -> None:
+    with silent():
+        AutoTokenizer.from_pretrained(**location).save_pretrained(folder)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, output_loading_info=True)
+        model, info = loaded
+        check_complete(os.path.join(location["pretrained_model_name_or_path"], location["gguf_file"]), info)
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):  # the weights are plain floats by now
+            del model.config.quantization_config
+        model.save_pretrained(folder)

@@ -1,0 +1,192 @@
+"""Models and tokenizers: from the Hub, a local folder, a ``.gguf`` file, or the embedded one."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from json import JSONDecodeError
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from sinkbench.config import ModelSource
+from sinkbench.errors import UserError
+from sinkbench.models import embedded, hub
+from sinkbench.models.checkpoints import check_complete, check_finite, refuse_pickles
+from sinkbench.models.gguf import unpacked
+from sinkbench.models.silence import silent
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def locate(source: ModelSource) -> dict[str, Any]:
+    """The arguments by which transformers finds ``source``; a Hub model is pinned to one commit.
+
+    Raises:
+        UserError: it is not there, may not be had, is damaged, or missing embedded packages.
+    """
+    name = str(embedded.model_file()) if source.name == embedded.MODEL else source.name
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"no such file: {path}")
+        return unpacked(path)
+    if source.random_weights and path.suffix == ".json" and path.is_file():
+        return {"pretrained_model_name_or_path": str(path)}
+    if path.is_dir():
+        _check_weights(source, os.listdir(path))
+        return {"pretrained_model_name_or_path": str(path)}
+    if path.is_absolute() or name.startswith((".", "~")) or path.is_file():
+        raise UserError(f"no model folder {name!r}: give a Hub id, a folder with config.json, or a .gguf file")
+    pinned = hub.pin("model", name, source.revision)
+    _check_weights(source, pinned.files)
+    only = {} if pinned.reachable else {"local_files_only": True}
+    return {"pretrained_model_name_or_path": name, "revision": pinned.commit, **only}
+
+
+def _check_weights(source: ModelSource, files: Iterable[str]) -> None:
+    if not source.allow_pickle and not source.random_weights:
+        refuse_pickles(source.name, files)
+
+
+def load_tokenizer(source: ModelSource):  # noqa: ANN201
+    """The tokenizer of ``source``.
+
+    Raises:
+        UserError: it is not there, may not be had, or brings code that is not trusted.
+    """
+    with _told(source, "tokenizer of "), hub.patient(), silent():
+        return AutoTokenizer.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
+
+
+def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
+    """The model of ``source``, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``.
+
+    Raises:
+        UserError: it is not there, may not be had, is damaged or incomplete, or brings code that is not trusted.
+    """
+    kwargs["device_map"] = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
+    dtype = DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
+    with _told(source), hub.patient(), silent():
+        config = AutoConfig.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
+        if config.is_encoder_decoder:
+            raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
+        if source.random_weights:
+            return _random(config, dtype, str(kwargs["device_map"]), source.trust_remote_code)
+        if source.quantization:
+            kwargs["quantization_config"] = _quantization(source.quantization)
+        attention = _attention_for(config.get_text_config(decoder=True))
+        if attention:
+            kwargs.setdefault("attn_implementation", attention)
+        model = _read_weights(source, dtype=dtype, **kwargs)
+    return model.eval()
+
+
+def _read_weights(source: ModelSource, **kwargs: object) -> PreTrainedModel:
+    """The model with every weight that its configuration asks for, and no other, all finite."""
+    with _no_conversion():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source.location,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=None if source.allow_pickle else True,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
+            **kwargs,
+        )
+    model, info = loaded
+    check_complete(source.name, info, quantized=getattr(model, "hf_quantizer", None) is not None)
+    check_finite(source.name, model)
+    return model
+
+
+@contextmanager
+def _no_conversion() -> Iterator[None]:
+    """Without transformers' thread that asks a service on the net to convert pickled weights."""
+    name = "DISABLE_SAFETENSORS_CONVERSION"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _random(config: PretrainedConfig, dtype: torch.dtype | str, device: str, trusted: bool) -> PreTrainedModel:
+    """A model of this shape with random weights."""
+    chosen = dtype if isinstance(dtype, torch.dtype) else (config.dtype or torch.bfloat16)
+    with torch.device("cuda:0" if device == "auto" else device), torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=chosen, trust_remote_code=trusted).eval()
+
+
+def _quantization(bits: str) -> Any:
+    """transformers' configuration for 4-bit (NF4) or 8-bit weights."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError(f"{bits} weights need bitsandbytes: pip install 'sinkbench[quantized]'")
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _attention_for(config: PretrainedConfig) -> str | None:
+    """The implementation that computes what the architecture says, where transformers' default may not."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # sdpa leaves Gemma 2's soft cap out
+    if config.model_type == "falcon" and config.alibi:
+        return "sdpa"  # eager adds the ALiBi terms twice in transformers 5.17
+    return None
+
+
+def resolved_revision(model: PreTrainedModel) -> str | None:
+    """The commit a Hub model was loaded from; ``None`` for local ones."""
+    return getattr(model.config, "_commit_hash", None)
+
+
+@contextmanager
+def _told(source: ModelSource, what: str = "model ") -> Iterator[None]:
+    """Tell every failure to load in one line."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, torch.cuda.OutOfMemoryError):
+        raise
+    except Exception as error:
+        name = source.name
+        text = " ".join(str(error).split()) or type(error).__name__
+        line = hub.explain(error, "model", name, source.revision)
+        if line is None and "trust_remote_code" in text:
+            line = f"{name!r} brings its own code: read it, then give --trust-remote-code to run it"
+        if line is None:
+            line = f"cannot load the {what}{name!r}: {_plain(error, text)}"
+        raise UserError(line) from error
+
+
+def _plain(error: Exception, text: str) -> str:
+    """What is wrong with the files, and what to do."""
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or cut short ({_short(text)}): download or copy them again"
+    if isinstance(error, UnpicklingError) or "weights_only" in text:
+        return "its pickled weights hold more than tensors, or are damaged; none of it was run: use safetensors"
+    if isinstance(error, FileNotFoundError):
+        return f"{_short(text)}: a file is missing, download or copy it again"
+    if isinstance(error, JSONDecodeError | IndexError | KeyError | TypeError | UnicodeDecodeError):
+        kind = type(error).__name__
+        return f"its config.json, index or tokenizer is damaged ({kind}: {_short(text)}): download or copy it again"
+    return _short(text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,142 @@
+"""Shapes of models: the sizes that decide what a run costs, without weights."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from sinkbench.config import DTYPES
+from sinkbench.validation import Count, Whole, one_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sinkbench.config import ModelSource
+
+
+class ModelSizes(BaseModel):
+    """Facts of a model, as its ``config.json`` has them.
+
+    Attributes:
+        parameters: of the whole model, embedding tables among them; tied tables count once.
+        heads: of queries in a layer.
+        kv_heads: of keys and values in a layer.
+        tied: whether the head is the embedding table.
+        active_parameters: those that one token meets, where that is not all (experts, a part for images); the
+            embedding table counts as met.
+        sliding_layers: layers with a window of their own.
+        sliding_window: that window, in tokens.
+        plain_attention: whether nothing is done to its scores (ALiBi, soft caps, learned sinks); only then can a step
+            be captured as a CUDA graph.
+        dtype: of the checkpoint.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    parameters: Count
+    layers: Count
+    hidden_size: Count
+    intermediate_size: Count
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
+    tied: bool = False
+    active_parameters: Count | None = None
+    sliding_layers: Whole = 0
+    sliding_window: Count | None = None
+    plain_attention: bool = True
+    dtype: Annotated[str, one_of(DTYPES[1:])] = "bfloat16"
+
+    @property
+    def head_weights(self) -> int:
+        """Weights of the language-model head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def met_weights(self) -> int:
+        """Weights that a token is multiplied with: an embedding table is only looked up."""
+        return (self.active_parameters or self.parameters) - (0 if self.tied else self.head_weights)
+
+
+def read_sizes(source: "ModelSource") -> ModelSizes:
+    """The shape of a model from its configuration alone; weights are neither loaded nor downloaded.
+
+    Raises:
+        UserError: the configuration cannot be had, or is not that of a causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sinkbench.errors import UserError
+    from sinkbench.models import hub
+    from sinkbench.models.silence import quiet
+
+    location, trust = source.location, source.trust_remote_code
+    try:
+        with hub.patient(), quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(**location, trust_remote_code=trust)
+            return sizes_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the configuration of {source.name!r} cannot be read: {text[:200]}") from error
+
+
+def sizes_of(model: "PreTrainedModel") -> ModelSizes:
+    """The shape of ``model``, whose weights may be on the meta device."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    config = model.config.get_text_config(decoder=True)
+    types, kwargs = get_layer_types_and_kwargs(config)
+    sliding = types.count("sliding_attention")
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    parameters = sum(p.numel() for p in model.parameters())
+    active = _active_parameters(model, config)
+    return ModelSizes(
+        parameters=parameters,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
+        heads=config.num_attention_heads,
+        kv_heads=kv_heads_of(config),
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=table.weight.shape[0],
+        tied=head is None or head.weight is table.weight,
+        active_parameters=None if active == parameters else active,
+        sliding_layers=sliding,
+        sliding_window=kwargs.get("sliding_window") if sliding else None,
+        plain_attention=_plain(model, config),
+        dtype=_dtype(config),
+    )
+
+
+def kv_heads_of(config: Any) -> int:
+    """Heads of keys and values in a layer of a model of this configuration."""
+    if config.model_type == "falcon" and not config.new_decoder_architecture:
+        return 1 if config.multi_query else config.num_attention_heads
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def _active_parameters(model: "PreTrainedModel", config: Any) -> int:
+    """Of several experts a token meets those it is sent to; of a model that also sees, the part that reads."""
+    decoder = model.get_decoder()
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    total = sum(p.numel() for p in decoder.parameters())
+    total += 0 if head is None or head.weight is table.weight else sum(p.numel() for p in head.parameters())
+    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if not count or not chosen:
+        return total
+    experts = sum(p.numel() for name, p in decoder.named_parameters() if ".experts." in name)
+    return total - experts * (count - chosen) // count
+
+
+def _plain(model: "PreTrainedModel", config: Any) -> bool:
+    from sinkbench.positions.families import family_of
+
+    special = getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss"
+    return not special and not family_of(model).alibi
+
+
+def _dtype(config: Any) -> str:
+    name = str(config.dtype).removeprefix("torch.")
+    return name if name in DTYPES else "bfloat16"

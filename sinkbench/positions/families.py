@@ -1,0 +1,117 @@
+"""Families: how the positions of each architecture work, read off once and used by both engines.
+
+Rotary models need no entry: :func:`read_positions` feeds one token at two positions and finds, layer by layer,
+which of the model's frequencies and which pairing of features turn the one key into the other. Models with ALiBi,
+or with a table of positions that ends, have one entry each in :data:`FAMILIES`. What cannot be explained is an
+error and never a wrong number.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
+from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+from sinkbench.positions.alibi import Alibi
+
+
+@dataclass(frozen=True)
+class Family:
+    """What is special about the positions of one architecture.
+
+    Attributes:
+        alibi: builds the ALiBi terms of a model; ``None`` where keys rotate instead.
+        lengthen: for models with a table of positions that ends at the training length: makes it last for
+            ``length`` positions and returns how to undo that.
+    """
+
+    alibi: Callable[[PreTrainedModel], Alibi] | None = None
+    lengthen: Callable[[PreTrainedModel, int], Callable[[], None]] | None = None
+
+
+def _bloom_terms(model: PreTrainedModel) -> Alibi:
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    return Alibi(lambda n: bloom_alibi(torch.ones(1, n, device=device), heads, dtype)[:, 0].float())
+
+
+def _falcon_terms(model: PreTrainedModel) -> Alibi:
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    scale = 1 / math.sqrt(model.config.hidden_size // heads)  # Falcon scales the sum of score and term
+    ones = lambda n: torch.ones(1, n, device=device, dtype=torch.long)  # noqa: E731
+    return Alibi(lambda n: falcon_alibi(ones(n), heads, dtype)[:, 0].float() * scale)
+
+
+def _mpt_terms(model: PreTrainedModel) -> Alibi:
+    heads, device = model.config.num_attention_heads, model.device
+    return Alibi(lambda n: build_mpt_alibi_tensor(heads, n, device=device)[:, 0].float())
+
+
+def _lengthen_mpt(model: PreTrainedModel, length: int) -> Callable[[], None]:
+    """MPT cuts its ALiBi terms from a strip of ``max_seq_len``; a longer strip has the same end."""
+    config, before = model.config, model.config.max_seq_len
+    config.max_seq_len = max(before, length)
+    return lambda: setattr(config, "max_seq_len", before)
+
+
+def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Callable[[], None]:
+    """GPT-J and CodeGen look angles up in a table of ``max_position_embeddings`` rows; more rows, same formula."""
+    modules = [m for m in model.modules() if hasattr(m, "embed_positions")]
+    before = [m.embed_positions for m in modules]
+    if before[0].shape[0] < length:
+        table = create_sinusoidal_positions(length, before[0].shape[1]).to(before[0])
+        for module in modules:
+            module.embed_positions = table
+
+    def restore() -> None:
+        for module, old in zip(modules, before, strict=True):
+            module.embed_positions = old
+
+    return restore
+
+
+ROTARY = Family()
+
+
+SINUSOIDS = Family(lengthen=_lengthen_sinusoids)
+
+
+FALCON_ALIBI = Family(alibi=_falcon_terms)
+
+
+FAMILIES: dict[str, Family] = {
+    "bloom": Family(alibi=_bloom_terms),
+    "codegen": SINUSOIDS,
+    "gptj": SINUSOIDS,
+    "mpt": Family(alibi=_mpt_terms, lengthen=_lengthen_mpt),
+}
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The entry for ``model``."""
+    config = model.config.get_text_config(decoder=True)
+    if config.model_type == "falcon" and config.alibi:
+        return FALCON_ALIBI
+    return FAMILIES.get(config.model_type, ROTARY)
+
+
+def takes_positions(model: PreTrainedModel) -> bool:
+    """Whether the forward of ``model`` can be told the positions of its tokens."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
+@contextmanager
+def lasting(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """Within this context, position tables of ``model`` last for ``length`` positions."""
+    lengthen = family_of(model).lengthen
+    restore = lengthen(model, length) if lengthen else lambda: None
+    try:
+        yield
+    finally:
+        restore()

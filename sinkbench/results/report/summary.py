@@ -1,0 +1,75 @@
+"""What one run comes to: the numbers of its line in the table."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sinkbench.results.comparison import Interval, interval
+from sinkbench.results.report.collect import Run
+
+FINISHED, OUT_OF_MEMORY = "finished", "out of memory"  # as runs say it
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The final numbers of a run, over all its rows; ``None`` is what it did not measure.
+
+    Attributes:
+        tokens: how many it has read.
+        perplexity: ``exp`` of the mean NLL, with its 95 % interval.
+        peak_vram: GiB.
+        kv_cache_bytes: at most.
+        median_latency: seconds a step.
+        p99_latency: seconds.
+        tokens_per_second: over the whole run, as its record says.
+        outcome: why it ended; empty where it finished, or where that is not known.
+    """
+
+    tokens: int
+    perplexity: Interval | None
+    peak_vram: float | None
+    kv_cache_bytes: int | None
+    median_latency: float | None
+    p99_latency: float | None
+    tokens_per_second: float | None
+    outcome: str
+
+
+def measure(run: Run) -> Numbers:
+    """The numbers of ``run``. The record's peaks count too: a file of fewer rows may have lost the highest."""
+    latency = run.frame["latency"].dropna().to_numpy()
+    held = _peak(run, "kv_cache_bytes", "peak_kv_cache_bytes")
+    return Numbers(
+        tokens=run.length,
+        perplexity=final_perplexity(run),
+        peak_vram=_peak(run, "cuda_vram_allocated", "peak_vram_gib"),
+        kv_cache_bytes=None if held is None else int(held),
+        median_latency=float(np.median(latency)) if latency.size else None,
+        p99_latency=float(np.quantile(latency, 0.99)) if latency.size else None,
+        tokens_per_second=run.number("tokens_per_second") or None,
+        outcome=_outcome(run),
+    )
+
+
+def _outcome(run: Run) -> str:
+    reason = str(run.told("exit_reason") or "")
+    if reason == OUT_OF_MEMORY:
+        return f"{reason} after {run.length:,} tokens"
+    return "" if reason == FINISHED else reason
+
+
+def final_perplexity(run: Run) -> Interval | None:
+    """The run's own last ``overall_ppl``, which is over all tokens, with the interval that the rows there are give."""
+    overall = run.frame["overall_ppl"].dropna()
+    nll = run.frame["nll"].to_numpy()
+    nll = nll[np.isfinite(nll)]
+    if not len(overall) or not nll.size:
+        return None
+    last = float(overall.iloc[-1])
+    return interval(nll).moved(np.log(last) if last > 0 else np.nan).exp()
+
+
+def _peak(run: Run, column: str, key: str) -> float | None:
+    values = [run.frame[column].max(), run.number(key)]
+    known = [float(value) for value in values if value is not None and np.isfinite(value)]
+    return max(known, default=None)

@@ -1,0 +1,48 @@
+"""``sinkbench report``: from folders to files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sinkbench.errors import UserError
+from sinkbench.results.report.collect import collect
+
+SUFFIXES = (".html", ".md")
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Path]:
+    """Write a report on all results in ``folders``: a page with Markdown beside it, or Markdown alone.
+
+    Args:
+        folders: as ``sinkbench run`` or ``sinkbench sweep`` wrote them; those below count too.
+        output: a ``.html`` or ``.md`` file; by default ``report.html`` in the first folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: another suffix, a folder without results, or a file that cannot be written.
+    """
+    output = output or folders[0] / "report.html"
+    suffix = output.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"cannot tell the format of {output}: --output must end in .html or .md")
+    groups = collect(folders)
+    from sinkbench.results.report.markdown import markdown
+    from sinkbench.results.report.page import html
+    from sinkbench.results.report.sections import report
+
+    found = report(", ".join(map(str, folders)), groups)
+    texts = {output.with_suffix(".md") if suffix == ".html" else output: markdown(found)}
+    if suffix == ".html":
+        texts[output] = html(found)
+    for path, text in texts.items():
+        _write(path, text)
+    return sorted(texts)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; give another --output") from error

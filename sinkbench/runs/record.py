@@ -1,0 +1,52 @@
+"""What is written down: one row a predicted token, and everything needed to repeat the run."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sinkbench import __version__
+from sinkbench.errors import UserError
+
+PACKAGES = ("torch", "transformers", "datasets", "numpy", "accelerate", "safetensors", "gguf")
+
+
+def write_json(path: Path, record: dict[str, Any], ready: Callable[[], None] = lambda: None) -> None:
+    """Write ``record`` whole or not at all; ``ready`` is called when it is on the disk and about to get its name."""
+    parts = path.with_name(f".{path.name}.part")
+    try:
+        parts.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+        ready()
+        parts.replace(path)
+    except OSError as error:
+        parts.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of what decides the numbers."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "sinkbench": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def device_name() -> str:
+    """The devices at hand, in words."""
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -1,0 +1,30 @@
+"""What a run is asked for, and what came of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FINISHED, ENDED, OUT_OF_MEMORY = "finished", "dataset ended", "out of memory"
+
+
+@dataclass
+class RunResult:
+    """What happened."""
+
+    experiment: str
+    csv: Path
+    rows: int = 0
+    overall_ppl: float = float("nan")
+    exit_reason: str = "running"
+    seconds: float = 0.0
+    latency: float | None = None  # median seconds a step
+    peak_vram: float | None = None  # GiB
+    kv_cache_bytes: int = 0
+    untimed: int = 0  # rows of sessions that were killed, which are not in ``seconds``
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (self.rows - self.untimed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def interrupted(self) -> bool:
+        return self.exit_reason.startswith("interrupted")

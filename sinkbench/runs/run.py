@@ -1,0 +1,206 @@
+"""One run: a model, a strategy and a stream in; a CSV and a JSON out."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import chain
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sinkbench import strategies
+from sinkbench.config import ModelSource, RunOptions
+from sinkbench.data.stream import Stream, read_stream
+from sinkbench.engines.captured import can_capture, captured
+from sinkbench.engines.parallel import parallel
+from sinkbench.engines.step import Steps
+from sinkbench.engines.stepwise import stepwise
+from sinkbench.errors import UserError
+from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.runs.key import fingerprint, identified
+from sinkbench.runs.record import device_name, now, versions, write_json
+from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
+from sinkbench.runs.resume import resumed
+from sinkbench.runs.signals import Interrupted, signals, undisturbed
+from sinkbench.runs.writer import RowWriter
+
+Watch = Callable[[Steps, RunResult], None]
+
+
+def run(
+    options: RunOptions,
+    watch: Watch = lambda step, result: None,
+    load: Callable[[ModelSource], PreTrainedModel] = load_model,
+) -> RunResult:
+    """Carry out one run; ``watch`` is called after each written row. ``load`` gives the model when it is needed.
+
+    With ``options.resume`` a run that was broken off goes on behind its last row.
+
+    Raises:
+        UserError: whatever the user can mend; rows that are complete stay.
+    """
+    keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+    result = RunResult(options.experiment, options.csv)
+    with RowWriter(options.csv, options.overwrite, resume=options.resume) as writer, signals():
+        record, reason, error = _opening(options), FINISHED, None
+        try:
+            stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
+            if stream.exhausted and len(stream.tokens) - 1 < options.num_tokens:
+                reason = ENDED
+            record |= identified(options, keep, stream.tokens)
+            if options.resume:
+                resumed(writer, record, stream.tokens, result)
+                if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
+                    result.exit_reason = reason
+                    return result  # it is complete, and so is its record
+            if writer.rows < len(stream.tokens) - 1:
+                model = load(options.model)
+                _check_vocabulary(stream.tokens, model, options)
+                record |= _resolved(options, model, stream)
+                _write(
+                    _steps(options, model, keep, stream.tokens, writer.rows),
+                    stream.tokens,
+                    writer,
+                    result,
+                    watch,
+                    record,
+                )
+        except BaseException as caught:
+            error = caught
+        _close(record, result, writer, error, reason)
+    if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
+        raise error
+    return result
+
+
+def _steps(
+    options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor, start: int
+) -> Iterator[Steps]:
+    """The steps behind the first ``start`` ones."""
+    if options.engine == "parallel":
+        return parallel(model, keep, tokens, options.chunk_size, start)
+    if options.cuda_graphs and can_capture(model, keep):
+        return captured(model, keep, tokens, start)
+    return stepwise(model, keep, tokens, start)
+
+
+def _write(
+    steps: Iterator[Steps],
+    tokens: Tensor,
+    writer: RowWriter,
+    result: RunResult,
+    watch: Watch,
+    record: dict[str, Any],
+) -> None:
+    """Write all steps as they come, and the opening record before the first of them."""
+    latencies, before = list(writer.latencies), result.seconds
+    begin = time.perf_counter()
+    first = next(steps)  # what a user can mend shows before anything is written
+    record |= {"seconds": before, "timed_rows": result.rows - result.untimed}  # should this session be killed
+    write_json(writer.path.with_suffix(".json"), record, ready=writer.begin)
+    try:
+        for step in chain([first], steps):
+            predicted = tokens[step.first : step.first + len(step.nll)].tolist()
+            with undisturbed():
+                writer.write(step, predicted)
+            result.rows, result.overall_ppl = writer.rows, writer.perplexity
+            result.seconds = before + time.perf_counter() - begin
+            result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
+            if step.latency is not None:
+                latencies.append(step.latency)
+            if step.vram is not None:
+                result.peak_vram = max(result.peak_vram or 0.0, step.vram)
+            watch(step, result)
+    finally:
+        result.latency = median(latencies) if latencies else None
+
+
+def _opening(options: RunOptions) -> dict[str, Any]:
+    return {
+        "experiment": options.experiment,
+        "engine": options.engine,
+        "options": asdict(options),
+        "command": ["sinkbench", *sys.argv[1:]],
+        "versions": versions(),
+        "device": device_name(),
+        "started": now(),
+        "ended": None,
+        "exit_reason": "running",
+    }
+
+
+def _resolved(options: RunOptions, model: PreTrainedModel, stream: Stream) -> dict[str, Any]:
+    return {
+        "model": {
+            "name": options.model.name,
+            "class": type(model).__name__,
+            "revision": resolved_revision(model),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "attention": getattr(model.config, "_attn_implementation", None),
+            "random_weights": options.model.random_weights,
+        },
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "dataset": {
+            "name": options.source.name,
+            "revision": stream.revision,
+            "tokens": len(stream.tokens),
+            "sha256": fingerprint(stream.tokens),
+        },
+    }
+
+
+def _close(
+    record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
+) -> None:
+    if error is not None:
+        reason = exit_reason(error)
+    result.exit_reason = reason
+    record |= {
+        "ended": now(),
+        "exit_reason": reason,
+        "rows": result.rows,
+        "overall_ppl": result.overall_ppl if result.rows else None,
+        "seconds": result.seconds,
+        "timed_rows": result.rows - result.untimed,
+        "tokens_per_second": result.tokens_per_second,
+        "median_latency": result.latency,
+        "peak_vram_gib": result.peak_vram,
+        "peak_kv_cache_bytes": result.kv_cache_bytes,
+    }
+    if isinstance(error, UserError) and not result.rows:
+        if writer.begun:
+            writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
+        return  # the message says it all
+    if writer.rows or not writer.replaces:
+        try:
+            write_json(writer.path.with_suffix(".json"), record)
+        except UserError:
+            if error is None:
+                raise  # otherwise what came first is what the user has to know
+
+
+def exit_reason(error: BaseException) -> str:
+    """What is put on record of what ended a run early."""
+    if isinstance(error, Interrupted):
+        return error.reason
+    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else failure(error)
+
+
+def failure(error: BaseException) -> str:
+    """The exit reason of a run that ended in ``error``."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return "failed: " + " ".join(f"{kind}{error}".split())
+
+
+def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:
+    size = model.get_input_embeddings().weight.shape[0]
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= size:
+        raise UserError(
+            f"token id {low if low < 0 else high} in {options.source.name!r} is outside the vocabulary of "
+            f"{options.model.name!r} (0 to {size - 1}): the stream was tokenised for another model"
+        )

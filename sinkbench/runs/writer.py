@@ -1,0 +1,198 @@
+"""What is written down: one row a predicted token, and everything needed to repeat the run."""
+
+import fcntl
+import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Self
+
+from sinkbench.engines.step import Steps
+from sinkbench.errors import UserError
+
+COLUMNS = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "kv_cache_bytes", "token")
+
+
+def perplexity(mean_nll: float) -> float:
+    """``exp(mean_nll)``; ``inf`` only where no float64 can hold it."""
+    return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file holds, read back: the cells of each complete row by column, and the bytes up to their end."""
+
+    cells: list[dict[str, str]]
+    size: int
+
+
+def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
+    """The rows of a file that a :class:`RowWriter` wrote; a last one that was cut does not count.
+
+    Raises:
+        UserError: it cannot be read, has other columns, or is damaged before its last row.
+    """
+    try:
+        return rows_of(path.read_bytes(), columns, path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def rows_of(data: bytes, columns: Sequence[str], path: Path) -> Rows:
+    """As :func:`complete_rows`, of the bytes of a file that is, or will be, at ``path``."""
+    lines = data.split(b"\n")
+    lines.pop()  # nothing, or what was cut
+    if not lines:
+        return Rows([], 0)
+    if lines[0].decode(errors="replace").split(",") != list(columns):
+        raise UserError(f"cannot go on with {path}: its columns are not {', '.join(columns)}; give --overwrite")
+    cells = []
+    for number, line in enumerate(lines[1:], start=2):
+        values = line.decode(errors="replace").split(",")
+        if len(values) != len(columns):
+            raise UserError(f"cannot go on with {path}: line {number} is damaged; give --overwrite to begin anew")
+        cells.append(dict(zip(columns, values, strict=True)))
+    return Rows(cells, sum(len(line) + 1 for line in lines))
+
+
+class RowWriter:
+    """Writes steps to a CSV file, each row handed to the operating system when it is complete.
+
+    So a process that is killed at any moment leaves every completed row behind. The file is locked: a second
+    process that writes to it is refused. ``more`` names columns behind the usual ones; with ``resume`` a file that
+    exists can be taken up.
+
+    Raises:
+        UserError: the file exists and neither ``overwrite`` nor ``resume`` is set, is being written, or cannot be
+            written.
+    """
+
+    def __init__(self, path: Path, overwrite: bool = False, more: tuple[str, ...] = (), resume: bool = False) -> None:
+        self.path = path
+        self.columns = (*COLUMNS, *more)
+        self.rows = 0
+        self.nll_sum = 0.0
+        self.latencies: list[float] = []  # of rows that were taken up
+        self._file = _open(path, overwrite or resume)
+        self._size = 0  # bytes of complete rows
+        self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
+        self.begun = False
+
+    def begin(self) -> None:
+        """Give up an older result, unless it was taken up; to be called before the new one's record is in place."""
+        self.begun = True
+        if not self.rows:
+            self._file.truncate(0)
+            self.replaces = False
+
+    def take_up(self, rows: Rows, nll_sum: float) -> None:
+        """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
+        self._file.truncate(rows.size)
+        self._size, self.rows, self.nll_sum = rows.size, len(rows.cells), nll_sum
+        self.latencies = [float(cells["latency"]) for cells in rows.cells if cells["latency"]]
+
+    def write(self, steps: Steps, predicted: Sequence[int], more: Sequence[float | None] = ()) -> None:
+        """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict.
+
+        ``more`` are the values of the further columns, the same in all these rows; ``None`` leaves one empty.
+
+        Raises:
+            UserError: the disk is full, or the like; the file then ends with its last complete row.
+        """
+        vram = "" if steps.vram is None else repr(steps.vram)
+        latency = "" if steps.latency is None else repr(steps.latency)
+        behind = "".join("," if value is None else f",{value!r}" for value in more)
+        lines = []
+        if not self.begun:
+            self.begin()
+        if not self.rows:
+            lines.append(",".join(self.columns) + "\n")
+        rows, nll_sum = self.rows, self.nll_sum
+        for nll, token, held in zip(steps.nll, predicted, steps.kv_cache_bytes, strict=True):
+            rows += 1
+            nll_sum += nll
+            costs = f"{vram},{latency},{held}"
+            numbers = f"{nll!r},{perplexity(nll)!r},{perplexity(nll_sum / rows)!r}"
+            lines.append(f"{rows},{numbers},{costs},{token}{behind}\n")
+        self._append("".join(lines).encode())
+        self.rows, self.nll_sum = rows, nll_sum
+
+    def _append(self, data: bytes) -> None:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) or 0 :]
+        except OSError as error:
+            self._file.truncate(self._size)
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror or error}; the {self.rows} complete rows are kept, make "
+                "room and go on with --resume"
+            ) from error
+        self._size += len(data)
+
+    @property
+    def perplexity(self) -> float:
+        """``exp`` of the mean NLL so far."""
+        return perplexity(self.mean_nll)
+
+    @property
+    def mean_nll(self) -> float:
+        """Mean of all NLLs so far, in float64."""
+        return self.nll_sum / self.rows if self.rows else math.nan
+
+    def close(self) -> None:
+        """Close the file; one that never got a row is removed, unless it is an older result."""
+        if not self.rows and not self.replaces:
+            with suppress(OSError):  # an empty file does no harm
+                self.path.unlink()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _open(path: Path, replacing: bool) -> FileIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
+    if not _is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
+        file.close()
+        return _open(path, replacing)
+    if file.tell() and not replacing:
+        file.close()
+        raise UserError(
+            f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
+        )
+    return file
+
+
+def _is_at(path: Path, file: FileIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except OSError:
+        return False
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
+    parts = path.with_name(f".{path.name}.part")
+    with _open(path, replacing=True):
+        try:
+            parts.write_bytes(data)
+            parts.replace(path)
+        except OSError as error:
+            parts.unlink(missing_ok=True)
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error

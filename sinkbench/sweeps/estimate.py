@@ -1,0 +1,288 @@
+"""What a run will cost: memory and time, before anything is loaded.
+
+Memory is counted: weights, keys and values, the states of one forward. Time is the floor that the device sets, reading
+weights or multiplying matrices at a measured rate, times factors that were measured once and are named below. Loading
+and downloads are left out.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import psutil
+import torch
+
+from sinkbench import strategies
+from sinkbench.cache.strip import BLOCK, compaction_interval
+from sinkbench.config import RunOptions
+from sinkbench.engines.head import SLICE_BYTES
+from sinkbench.engines.parallel import CHUNKS, COMPILE_FROM
+from sinkbench.models.loading import DTYPES
+from sinkbench.models.sizes import ModelSizes
+from sinkbench.strategies import Keep
+
+# Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
+# one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
+OVER_ARITHMETIC = 1.55
+# Seconds a layer and step beside reading its weights. Graphs: results/h200, SmolLM2-135M needs 1.05 ms for 30 layers
+# whose weights are read in 0.14, Llama 2 7B 4.4 ms for 32 in 3.3. Plain: the seed's loop takes 23 to 36 ms for 32.
+# CPU: on two cores SmolLM2-135M needs 36 ms, 22 of them to read its weights.
+A_LAYER = {"graph": 30e-6, "cuda": 1e-3, "cpu": 4e-4}
+# Bytes moved for a score where no fused kernel computes attention: results/h200/smollm2_135m_parallel, float32.
+A_SCORE = 190
+# Seconds until a compiled step, or compiled parts of a chunk, are ready (results/h200).
+COMPILED_STEP, COMPILED_PARTS = 30.0, 6.0
+# Seconds to write down a row, of many at once and one by one.
+A_ROW = {"parallel": 1.5e-6, "stepwise": 5e-6}
+WORKSPACE = 32 * 2**20  # bytes that matrix products take on CUDA
+# Bytes a quantised weight takes with its scales: NF4 has a float32 for 64 weights, int8 one for a row.
+QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do with numbers of one type.
+
+    Attributes:
+        kind: ``cuda`` or ``cpu``.
+        memory: bytes free.
+        bandwidth: bytes a second of a large matrix, read to be multiplied with one vector.
+        rate: operations a second of a large matrix product.
+    """
+
+    kind: str
+    memory: int
+    bandwidth: float
+    rate: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The largest allocation on the device, in bytes, and seconds from the first token to the last."""
+
+    vram_bytes: int
+    seconds: float
+
+
+def device_for(options: RunOptions, shape: ModelSizes) -> Device:
+    """The device that ``options`` would run on, measured for about a second the first time."""
+    kind = "cuda" if torch.cuda.is_available() and options.model.device_map != "cpu" else "cpu"
+    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
+    dtype = dtype_of(options, shape, kind)
+    return Device(kind, free, bandwidth(kind, dtype), matrix_rate(kind, dtype))
+
+
+def dtype_of(options: RunOptions, shape: ModelSizes, kind: str) -> torch.dtype:
+    """The type of the weights: ``auto`` is float32 on a CPU and the checkpoint's own on CUDA."""
+    name = options.model.dtype
+    if name == "auto":
+        name = "float32" if kind == "cpu" else shape.dtype
+    return DTYPES[name]
+
+
+def estimate(options: RunOptions, shape: ModelSizes, device: Device) -> Estimate:
+    """What ``options`` will need on ``device`` with a model of this shape.
+
+    The CUDA context (about half a GiB) comes on top of the memory.
+
+    Raises:
+        UserError: sizes that leave no window.
+    """
+    return _Run(options, shape, device).estimate()
+
+
+@dataclass(frozen=True)
+class _Run:
+    options: RunOptions
+    shape: ModelSizes
+    device: Device
+
+    def estimate(self) -> Estimate:
+        memory = self.weights + self.cache_bytes + self.state_bytes
+        if self.device.kind == "cuda":
+            memory += WORKSPACE
+        if self.keep.fresh:
+            seconds = self.fresh_seconds
+        elif self.is_parallel:
+            seconds = self.parallel_seconds
+        else:
+            seconds = self.stepwise_seconds
+        return Estimate(memory, seconds + self.options.num_tokens * A_ROW[self.options.engine])
+
+    @property
+    def keep(self) -> Keep:
+        sizes = self.options.window_size, self.options.attention_sink_size
+        return strategies.resolve(self.options.experiment, *sizes)
+
+    @property
+    def is_parallel(self) -> bool:
+        return self.options.engine == "parallel"
+
+    @property
+    def is_graphed(self) -> bool:
+        return (
+            self.device.kind == "cuda"
+            and self.options.cuda_graphs
+            and not self.is_parallel
+            and not self.keep.fresh
+            and self.shape.plain_attention
+        )
+
+    @property
+    def itemsize(self) -> int:
+        return dtype_of(self.options, self.shape, self.device.kind).itemsize
+
+    # Memory
+
+    def stored(self, weights: int) -> int:
+        """Bytes of weights of layers, quantised or not."""
+        return round(weights * QUANTISED.get(self.options.model.quantization or "", self.itemsize))
+
+    @property
+    def weights(self) -> int:
+        tables = self.shape.head_weights * (1 if self.shape.tied else 2)  # never quantised
+        return self.stored(self.shape.parameters - tables) + tables * self.itemsize
+
+    @property
+    def layers(self) -> Iterator[tuple[int, int | None]]:
+        """Numbers of layers, and the tokens that each of them keeps (``None`` for all): as StreamCache has it."""
+        shape, window = self.shape, self.keep.window
+        own = shape.sliding_window or 0
+        governed = shape.sliding_layers == shape.layers and window is not None and window < own
+        yield shape.layers - shape.sliding_layers, window
+        yield shape.sliding_layers, window if governed else own - 1
+
+    @property
+    def a_slot(self) -> int:
+        """Bytes of the key and the value of one token in one layer."""
+        return 2 * self.shape.kv_heads * self.shape.head_dim * self.itemsize
+
+    @property
+    def cache_bytes(self) -> int:
+        if self.keep.fresh:
+            return 0
+        return sum(count * self.slots(bound) * self.a_slot for count, bound in self.layers if count)
+
+    def slots(self, bound: int | None) -> int:
+        if bound is None:
+            return -(-self.options.num_tokens // BLOCK) * BLOCK
+        if self.is_graphed:
+            return bound + 1
+        return bound + max(self.chunk if self.is_parallel else 1, compaction_interval(Keep(0, bound)))
+
+    @property
+    def a_state(self) -> int:
+        """Bytes of hidden states for one token of a forward, as the parallel engine reckons."""
+        return self.itemsize * (12 * self.shape.hidden_size + 4 * self.shape.intermediate_size)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens a forward of the parallel engine."""
+        free = max(0, self.device.memory - self.weights)
+        choice = CHUNKS if self.device.kind == "cuda" else CHUNKS[3:]
+        fits = [chunk for chunk in choice if chunk * self.a_state <= free / 4]
+        return min(self.options.chunk_size or (fits[0] if fits else CHUNKS[-1]), self.options.num_tokens)
+
+    @property
+    def state_bytes(self) -> int:
+        together = self.chunk if self.is_parallel else 1
+        if self.keep.fresh:
+            window = min(self.keep.recent or 1, self.options.num_tokens)
+            together = window * max(1, 2 * self.chunk // window) if self.is_parallel else window
+        logits = 3 * SLICE_BYTES if self.is_parallel else 3 * 4 * self.shape.vocab_size
+        return together * self.a_state + logits
+
+    # Time
+
+    def held(self, bound: int | None) -> float:
+        """Tokens that a layer holds when a token comes, on the average over the stream."""
+        n = self.options.num_tokens
+        full = n if bound is None else min(bound, n)
+        return (full * (full - 1) / 2 + (n - full) * full) / n
+
+    @property
+    def read_bytes(self) -> float:
+        """Bytes of the weights that a token meets."""
+        head = self.shape.head_weights
+        return self.stored(self.shape.met_weights - head) + head * self.itemsize
+
+    def attention_seconds(self, keys: float) -> float:
+        """For the scores of one token with ``keys`` keys, over all layers together, many tokens at once."""
+        fused = self.shape.plain_attention and (self.device.kind == "cpu" or self.itemsize == 2)
+        arithmetic = 4 * self.shape.heads * self.shape.head_dim * keys / self.device.rate * OVER_ARITHMETIC
+        return arithmetic if fused else max(arithmetic, A_SCORE * self.shape.heads * keys / self.device.bandwidth)
+
+    def product_seconds(self, weights: int) -> float:
+        """For one token's products with ``weights``, among many tokens."""
+        return 2 * weights / self.device.rate * OVER_ARITHMETIC
+
+    @property
+    def stepwise_seconds(self) -> float:
+        cache = sum(count * self.held(bound) * self.a_slot for count, bound in self.layers if count)
+        step = (self.read_bytes + cache) / self.device.bandwidth
+        step += self.shape.layers * A_LAYER["graph" if self.is_graphed else self.device.kind]
+        return self.options.num_tokens * step + (COMPILED_STEP if self.is_graphed else 0)
+
+    @property
+    def parallel_seconds(self) -> float:
+        keys = sum(count * self.held(bound) for count, bound in self.layers if count)
+        n = self.options.num_tokens
+        busy = n * (self.product_seconds(self.shape.met_weights) + self.attention_seconds(keys))
+        compiled = self.device.kind == "cuda" and n >= COMPILE_FROM
+        return max(busy, n / self.chunk * self.read_bytes / self.device.bandwidth) + (COMPILED_PARTS if compiled else 0)
+
+    @property
+    def fresh_seconds(self) -> float:
+        """Every token's forward reads a window, and takes the head once."""
+        n, head = self.options.num_tokens, self.shape.head_weights
+        window = self.held(self.keep.recent) + 1
+        body = self.product_seconds(self.shape.met_weights - head) + self.attention_seconds(
+            self.shape.layers * window / 2
+        )
+        step = window * body + self.product_seconds(head)
+        if not self.is_parallel:  # one forward a token
+            layers = self.shape.layers * A_LAYER[self.device.kind]
+            step = max(step, self.read_bytes / self.device.bandwidth) + layers
+        return n * step
+
+
+# What a device can do
+
+
+@lru_cache
+def bandwidth(kind: str, dtype: torch.dtype) -> float:
+    """Bytes a second of a large matrix that is multiplied with one vector."""
+    rows = 2**15 if kind == "cuda" else 2**13
+    matrix = torch.empty(rows, 4096, dtype=dtype, device=kind).fill_(0.5)
+    vector = torch.empty(4096, dtype=dtype, device=kind).fill_(0.5)
+    return matrix.nbytes / _best(partial(torch.mv, matrix, vector))
+
+
+@lru_cache
+def matrix_rate(kind: str, dtype: torch.dtype) -> float:
+    """Operations a second of matrix products, the larger the better, as far as half a second goes."""
+    n, seconds, rate = 256, 0.0, 0.0
+    while n <= (8192 if kind == "cuda" else 2048) and 8 * seconds < 0.5:  # twice the size is eight times the work
+        a = torch.randn(n, n, device=kind).to(dtype)
+        seconds = _best(partial(torch.matmul, a, a))
+        rate, n = max(rate, 2 * n**3 / seconds), 2 * n
+    return rate
+
+
+def _best(work: Callable[[], object]) -> float:
+    """Seconds of the quickest run in a tenth of a second, and of three at least, after one to warm up."""
+    work()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < 0.1:
+        _synchronize()
+        begin = time.perf_counter()
+        work()
+        _synchronize()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,159 @@
+"""A cell carried out elsewhere: its files travel as bytes, and are verified before they count."""
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import Any
+
+from sinkbench.config import RunOptions
+from sinkbench.errors import UserError
+from sinkbench.runs.record import write_json
+from sinkbench.runs.result import RunResult
+from sinkbench.runs.run import run
+from sinkbench.runs.writer import COLUMNS, put, rows_of
+from sinkbench.sweeps.launchers.local import Shelf
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What a task brings back: the rows and the record as the run wrote them, and a SHA-256 over both."""
+
+    result: RunResult
+    rows: bytes
+    record: bytes
+    sha256: str
+
+
+def work(options: RunOptions) -> Transfer:
+    """One cell, on a worker, in a folder of its own.
+
+    Raises:
+        UserError: as :func:`sinkbench.runs.run.run`.
+    """
+    with scratch() as folder:
+        here = replace(options, output_dir=folder, overwrite=False, resume=False)
+        result = run(here, load=_shelf().load)
+        rows = here.csv.read_bytes() if here.csv.exists() else b""
+        record = here.csv.with_suffix(".json").read_bytes()
+    return Transfer(replace(result, csv=options.csv), rows, record, checksum(rows, record))
+
+
+@lru_cache(maxsize=1)
+def _shelf() -> Shelf:
+    """The model of this worker process, which may run several cells one after the other."""
+    return Shelf()
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder that goes when this context ends; those that killed processes left on this machine go first.
+
+    A folder is locked while its process lives. The lock of their parent keeps a new one from being taken for a left
+    one before it is locked.
+    """
+    parent = Path(gettempdir()) / f"sinkbench-{os.getuid()}"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    with _locked(parent, wait=True):
+        for left in parent.iterdir():
+            with _locked(left) as free:
+                if free:
+                    shutil.rmtree(left, ignore_errors=True)
+        own = TemporaryDirectory(dir=parent)
+        held = os.open(own.name, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+    try:
+        yield Path(own.name)
+    finally:
+        own.cleanup()
+        os.close(held)
+
+
+@contextmanager
+def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
+    """Whether the lock of ``folder`` could be had; it is held within this context."""
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # its process has just removed it
+        yield False
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        free = True
+    except BlockingIOError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(file)
+
+
+def checksum(rows: bytes, record: bytes) -> str:
+    """SHA-256 over the rows' own and the record."""
+    return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
+
+
+def place(brought: Transfer, options: RunOptions) -> None:
+    """Put what was brought where ``options`` say, once it is known to be whole.
+
+    Raises:
+        UserError: it is not, another run's result is there, or it cannot be written.
+    """
+    record = verified(brought, options)
+    path = options.csv.with_suffix(".json")
+    if options.csv.exists() and not options.overwrite and _key_in(path) != record["key"]:
+        raise UserError(f"{options.csv} already exists, of another run: give --overwrite, or another --output-dir")
+    if not brought.rows and options.csv.exists():
+        return  # an older result stays until there is a first row, as with a run here
+    record["command"] = ["sinkbench", *sys.argv[1:]]
+    record["options"] = asdict(options)
+    for about, name in (("model", options.model.name), ("dataset", options.source.name)):
+        if about in record:
+            record[about]["name"] = name
+    try:
+        options.output_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {options.output_dir}: {error.strerror or error}") from error
+    write_json(path, record)  # before the rows: a record without them is no result, and what is there is done again
+    if brought.rows:
+        put(options.csv, brought.rows)
+
+
+def verified(brought: Transfer, options: RunOptions) -> dict[str, Any]:
+    """The record of what was brought.
+
+    Raises:
+        UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
+    """
+    where = f"what a worker brought back of {options.csv.name}"
+    if checksum(brought.rows, brought.record) != brought.sha256:
+        raise UserError(f"{where} is damaged: its SHA-256 does not fit")
+    try:
+        record = json.loads(brought.record)
+        said = record["rows"], record["key"]
+        cells = rows_of(brought.rows, COLUMNS, options.csv).cells
+        right = all(
+            int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
+            for number, row in enumerate(cells, start=1)
+        )
+    except (ValueError, KeyError, TypeError, UserError) as error:
+        raise UserError(f"{where} is not whole: {error}") from error
+    if not right or len(cells) != said[0]:
+        raise UserError(f"{where} is not whole: {len(cells)} rows where its record says {said[0]}")
+    return record
+
+
+def _key_in(path: Path) -> str | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("key")
+    except (OSError, ValueError, AttributeError):
+        return None

@@ -1,0 +1,103 @@
+"""What an experiment file may say, and one line for what it may not."""
+
+import json
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from sinkbench.errors import UserError
+
+
+def _must(be: str, among: Iterable[str] = ()) -> WrapValidator:
+    """One sentence for whatever is wrong with a value, which must also be ``among`` these, if any."""
+    choice = tuple(among)
+
+    def check(value: Any, handler: Any) -> Any:
+        try:
+            checked = handler(value)
+        except ValidationError:
+            checked = None
+        if checked is None or (choice and checked not in choice):
+            raise PydanticCustomError("must", "must be {be}", {"be": be})
+        return checked
+
+    return WrapValidator(check)
+
+
+def one_of(names: Iterable[str]) -> WrapValidator:
+    """Refuses what is not among ``names``, naming them."""
+    return _must(f"one of {', '.join(names)}", names)
+
+
+def _listed(value: Any) -> Any:
+    if value == []:
+        raise PydanticCustomError("empty", "must name at least one value")
+    return value if isinstance(value, list) else [value]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+T = TypeVar("T")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+Axis = Annotated[list[T], BeforeValidator(_listed), AfterValidator(_distinct)]
+
+
+Count = Annotated[int, Field(ge=1), _must("an integer of at least 1")]
+
+
+Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0")]
+
+
+Text = Annotated[str, Field(min_length=1), _must("a text that is not empty")]
+
+
+Flag = Annotated[bool, _must("true or false")]
+
+
+def checked(kind: type[Model], table: Any, where: str) -> Model:
+    """``table`` as ``kind``, strictly.
+
+    Raises:
+        UserError: one line that begins with ``where``: the key, what it must be, and what it is.
+    """
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        first, *others = sorted(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
+        more = f" (and {len(others)} more)" if others else ""
+        raise UserError(where + _line(dict(first), kind) + more) from error
+
+
+def _line(error: dict[str, Any], kind: type[BaseModel]) -> str:
+    """One error of pydantic's in our words."""
+    from sinkbench.config import AXES, Options
+
+    key = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"{key}: is not known{nearest(key, list(kind.model_fields))}"
+    if error["type"] == "missing":
+        return f"{key}: is missing"
+    single = isinstance(error["input"], list) and key not in AXES and kind is Options
+    only = f"; only {', '.join(AXES)} may be lists" if single else ""
+    return f"{key}: {error['msg']} (got {shown(error['input'])}){only}"
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """How a message about an unknown ``name`` ends: with the one of ``names`` that was meant, or with all."""
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(sorted(names))}"
+
+
+def shown(value: Any) -> str:
+    """A value for a message."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

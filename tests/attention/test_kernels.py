@@ -1,0 +1,106 @@
+"""What the rings and the turns compute, on any device; the CUDA kernels against plain torch."""
+
+import pytest
+import torch
+
+from sinkbench.attention.bands import Scores, _fold, _sinks, band
+from sinkbench.attention.kernels.fold import fold_sinks
+from sinkbench.attention.kernels.ring import Ring, _attend_torch, attend_ring
+from sinkbench.positions.rotary import Rope
+from sinkbench.positions.rotation import Rotation
+from sinkbench.strategies import Keep
+
+cuda = pytest.mark.cuda
+
+
+def apart(ours, wanted):
+    return float((ours.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+def rope(pairs, pairing):
+    return Rope(10000.0 ** -(torch.arange(pairs).double() / pairs), pairing)
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize("pairs", [3, 8])
+def test_a_turn_is_the_rotation_whatever_the_pairing_and_the_share_that_rotates(pairing, pairs):
+    query, by = torch.randn(2, 5, 16), torch.tensor([0, -3, 7, 100, -1000])
+    turn = Rotation.still(rope(pairs, pairing), 16, query.device)
+    assert torch.equal(turn(query), query)
+    assert turn.by(rope(pairs, pairing), by)(query) == pytest.approx(rope(pairs, pairing).move(query, by), abs=1e-5)
+
+
+def ring(heads, capacity, dim, sinks, dtype=torch.float32, device="cpu"):
+    still = Rotation.still(rope(dim // 2, "half").__class__(rope(dim // 2, "half").inv_freq.to(device)), dim, device)
+    still.set(Rope(rope(dim // 2, "half").inv_freq.to(device)), torch.tensor([-5], device=device))
+    keys, values = torch.zeros(2, heads, capacity, dim, dtype=dtype, device=device)
+    return Ring(keys, values, torch.zeros(1, dtype=torch.long, device=device), sinks, still)
+
+
+def test_a_ring_keeps_the_sinks_and_the_most_recent():
+    one = ring(2, 9, 8, 3)
+    for t in range(40):
+        attend_ring(one, 1.0, torch.randn(4, 8), torch.full((2, 8), float(t)), torch.full((2, 8), float(t)))
+        one.counter += 1
+    assert sorted(one.keys[0, :, 0].tolist()) == [0, 1, 2, *range(34, 40)]
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "capacity", "sinks", "dtype"),
+    [
+        (8, 8, 128, 100, 4, torch.float32),
+        (9, 3, 64, 65, 4, torch.bfloat16),
+        (4, 1, 80, 33, 0, torch.float32),
+        (6, 2, 96, 300, 70, torch.float16),
+    ],
+)
+def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, capacity, sinks, dtype):
+    torch.manual_seed(0)
+    ours, plain = (ring(kv_heads, capacity, dim, sinks, dtype, "cuda") for _ in range(2))
+    for _ in range(2 * capacity + 10):
+        query = torch.randn(heads, dim, dtype=dtype, device="cuda")
+        key, value = torch.randn(2, kv_heads, dim, dtype=dtype, device="cuda")
+        got = attend_ring(ours, 0.1, query, key, value)
+        wanted = _attend_torch(plain, 0.1, query, key, value)
+        assert apart(got, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
+        ours.counter += 1
+        plain.counter += 1
+    assert torch.equal(ours.keys, plain.keys)
+    assert torch.equal(ours.values, plain.values)
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fold_kernel_computes_what_plain_torch_does(dtype):
+    torch.manual_seed(0)
+    half = Rope(rope(24, "half").inv_freq.cuda())
+    query, out = torch.randn(2, 1, 6, 77, 64, dtype=dtype, device="cuda")
+    keys, values = torch.randn(2, 1, 2, 4, 64, dtype=dtype, device="cuda")
+    log_sum = torch.randn(1, 6, 77, device="cuda")
+    turn = Rotation.still(half, 64, query.device).by(half, -torch.arange(77, device="cuda"))
+    part = _sinks(turn(query.float()), keys.float(), values.float(), 100, Scores(0.125))
+    wanted, _ = _fold(out.float(), log_sum, *part)
+    fold_sinks(query, out, log_sum, keys, values, turn, 0.125)
+    assert apart(out, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@cuda
+@pytest.mark.parametrize(
+    ("first", "begin", "n", "recent"),
+    [(0, 4, 300, 60), (2, 4, 90, 60), (0, 4, 90, None), (0, 0, 90, 60), (300, 240, 500, 60), (64, 4, 1, 60)],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_band_in_half_precision_is_that_of_plain_torch(first, begin, n, recent, dtype):
+    torch.manual_seed(0)
+    held = first + n - begin
+    query = torch.randn(1, 6, n, 64, dtype=dtype, device="cuda")
+    key, value = torch.randn(2, 1, 2, held, 64, dtype=dtype, device="cuda")
+    keep = Keep(begin if begin <= 4 else 4, recent)
+    got = band(query, key, value, first, begin, keep, Scores(0.125))
+    wanted = band(query.float().cpu(), key.float().cpu(), value.float().cpu(), first, begin, keep, Scores(0.125))
+    blind = max(0, begin - first)  # rows of tokens before the first key
+    assert not got[0][:, :, :blind].any()
+    assert (got[1][:, :, :blind] == -torch.inf).all()
+    assert apart(got[0].cpu(), wanted[0]) < 1e-2
+    assert apart(got[1][:, :, blind:].cpu(), wanted[1][:, :, blind:]) < 1e-3

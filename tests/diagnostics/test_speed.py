@@ -1,0 +1,65 @@
+"""What a token costs: the loop that is timed is the seed's, and the table says what was measured."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from conftest import GOLDEN
+
+from sinkbench import strategies
+from sinkbench.diagnostics import speed
+from sinkbench.engines.stepwise import stepwise
+
+KEEP = strategies.resolve("attention_sinks", 24, 4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_neox", "gptj", "gemma"])
+def test_the_seeds_loop_computes_what_the_stepwise_engine_does(name):
+    model, tokens = tiny.ROTARY[name](), tiny.tokens(80)
+    before = model.config._attn_implementation
+    seed = torch.tensor([step.nll[0] for step in speed.seed_loop(model, KEEP, tokens)])
+    assert seed == pytest.approx(torch.tensor([s.nll[0] for s in stepwise(model, KEEP, tokens)]), abs=2e-4)
+    assert model.config._attn_implementation == before
+
+
+def test_every_timing_is_of_steps_past_a_full_window():
+    plan = speed.Plan(window=16, sinks=4, steps=5, streams=[30, 40], dense=20)
+    model = tiny.ROTARY["llama"]()
+    costs = {cost.what: cost for cost in speed.measure(model, plan)}
+    assert [len(costs[f"stepwise, {name}"].timings) for name in ("windowed", "attention_sinks")] == [5, 5]
+    assert len(costs["stepwise, transformers, 20 tokens held"].timings) == 5
+    assert len(costs["the seed's loop"].timings) == 5
+    assert {name for name in costs if "parallel" in name} == {
+        f"parallel, {name}, {n} tokens" for name in ("windowed", "attention_sinks") for n in (30, 40)
+    }
+    assert all(timing > 0 for cost in costs.values() for timing in cost.timings)
+
+
+def test_the_floor_counts_every_weight_that_a_token_meets_and_its_cache():
+    model = tiny.ROTARY["llama"](tie_word_embeddings=False)
+    met = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
+    cache = 2 * 2 * 2 * 16  # keys and values, layers, heads, width
+    assert speed._bytes_a_token(model, 10) == 4 * (met + 10 * cache)
+
+
+def test_a_spread_is_that_of_the_timings():
+    cost = speed.Cost("steps", [float(i) for i in range(1, 102)])
+    assert (cost.ms, cost.p99) == (51.0, pytest.approx(100.98))
+    assert cost.spread == (pytest.approx(5.1), pytest.approx(96.9))
+    assert speed.Cost("streams", [3.0, 1.0, 2.0]).spread == (1.0, 3.0)
+    assert speed.Cost("streams", [3.0, 1.0, 2.0]).p99 is None
+
+
+def test_the_command_writes_the_same_table_as_markdown_and_json(here, tmp_path):
+    options = ["--window-size", "16", "--steps", "4", "--num-tokens", "20", "30", "--dense-tokens", "20"]
+    model = ("--model-name-or-path", GOLDEN / "llama")
+    status, out, _ = here("speed", *model, *options, "--output", tmp_path / "speed.md")
+    assert status == 0
+    record = json.loads((tmp_path / "speed.json").read_text())
+    page = (tmp_path / "speed.md").read_text()
+    for cost in record["costs"]:
+        assert f"| {cost['what']} |" in page
+        assert len(cost["timings"]) > 0
+    assert "the seed's loop" in out
+    assert record["versions"]["torch"] == torch.__version__

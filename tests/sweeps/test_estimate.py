@@ -1,0 +1,233 @@
+"""Estimates of memory and time: against what is counted by hand, and against what runs measured."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import DATA, GOLDEN, golden_options
+from tiny import HYBRID, STREAMABLE
+
+from sinkbench.cache.stream import StreamCache
+from sinkbench.config import ModelSource, RunOptions
+from sinkbench.errors import UserError
+from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
+from sinkbench.strategies import resolve
+from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
+from sinkbench.sweeps.experiment import read
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+# DESIGN's numbers for one H200: bytes a second, and operations a second in bfloat16 and in float32
+H200 = Device("cuda", 140 * GIB, 4.3e12, 707e12)
+H200_FLOAT32 = Device("cuda", 140 * GIB, 4.3e12, 50e12)
+
+
+def shape(stem: str) -> ModelSizes:
+    (found,) = read(ROOT / "experiments" / f"{stem}.toml").shapes.values()
+    return found
+
+
+def options(engine: str = "stepwise", experiment: str = "attention_sinks", **more: Any) -> RunOptions:
+    model = ModelSource("any", dtype=more.pop("dtype", "bfloat16"), quantization=more.pop("quantization", None))
+    return RunOptions(model=model, engine=engine, experiment=experiment, **more)
+
+
+def gib(stem: str, **more: Any) -> float:
+    return estimate(options(**more), shape(stem), H200).vram_bytes / GIB
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    ("stem", "allocated"),  # GiB, the last rows of attention_sinks.csv that the attention_sinks benchmark published
+    [
+        ("llama_2_7b", 13.12),
+        ("falcon_7b", 12.97),
+        ("mpt_7b", 12.89),
+        ("pythia_6_9b", 13.41),
+        ("mistral_7b", 14.12),
+        ("gptj_6b", 11.84),
+        ("qwen_7b", 14.96),
+        ("stablelm_3b", 5.56),
+        ("yi_6b", 11.92),
+    ],
+)
+def test_a_cut_cache_takes_the_memory_that_the_seed_measured(stem: str, allocated: float) -> None:
+    assert gib(stem, dtype="float16") == pytest.approx(allocated, rel=0.05)
+
+
+def test_dense_memory_grows_as_the_seed_measured_it() -> None:
+    rows = pd.read_csv(DATA / "llama_2_7b" / "transformers.csv").set_index("input_length")["cuda_vram_allocated"]
+    for tokens in (1000, 3000, 6000):
+        estimated = gib("llama_2_7b", experiment="transformers", num_tokens=tokens, dtype="float16")
+        assert estimated == pytest.approx(rows[tokens + 1], rel=0.05)
+
+
+def test_dense_memory_grows_in_blocks_and_a_window_does_not() -> None:
+    dense = [gib("llama_2_7b", experiment="transformers", num_tokens=n) for n in (1, 1024, 1025, 8192)]
+    assert dense[0] == dense[1]
+    assert dense[2] - dense[1] == pytest.approx(0.5)  # 1024 tokens of 32 layers, 2 x 4096 numbers each, 2 bytes
+    assert dense[3] - dense[1] == pytest.approx(7 * 0.5)
+    assert gib("llama_2_7b", num_tokens=8192) == gib("llama_2_7b", num_tokens=10**6)
+
+
+@pytest.mark.parametrize("experiment", ["transformers", "windowed", "attention_sinks"])
+@pytest.mark.parametrize("family", ["llama", "falcon", "gptj", "mistral", "gemma3", "gpt_oss", "gemma2"])
+def test_layers_keep_what_the_cache_keeps(family: str, experiment: str) -> None:
+    model = STREAMABLE[family]()
+    cache = StreamCache(model, resolve(experiment, 16, 4))
+    model(input_ids=torch.tensor([[7]]), past_key_values=cache, use_cache=True)
+    expected = sum(layer.bytes_per_token * (layer.keep.window or 1023) for layer in cache.kept) + sum(
+        layer.bytes_per_token for layer in cache.kept
+    )  # the token itself joins what is kept
+    found = sizes_of(model).model_copy(update={"plain_attention": True})  # captured: no room beyond that
+    sizes = {"num_tokens": 1024, "dtype": "float32"}
+    with_cache = estimate(options("stepwise", experiment, window_size=16, **sizes), found, H200)
+    without = estimate(options("stepwise", "recompute", window_size=1, **sizes), found, H200)
+    assert with_cache.vram_bytes - without.vram_bytes == expected
+
+
+def test_quantised_weights_take_their_share() -> None:
+    full, eight, four = (gib("llama_2_7b", quantization=q) for q in (None, "8bit", "4bit"))
+    linear = 2 * (6_738_415_616 - 2 * 32000 * 4096) / GIB  # what is not an embedding table or the head
+    assert full - eight == pytest.approx(linear / 2)
+    assert full - four == pytest.approx(linear * (1 - 0.5625 / 2))
+
+
+def test_chunks_are_as_the_parallel_engine_takes_them() -> None:
+    small = Device("cuda", 16 * GIB, 4.3e12, 707e12)
+    both = [estimate(options("parallel"), shape("llama_2_7b"), d).vram_bytes for d in (small, H200)]
+    assert both[0] < both[1]
+    fixed = [estimate(options("parallel", chunk_size=256), shape("llama_2_7b"), d).vram_bytes for d in (small, H200)]
+    assert fixed[0] == fixed[1] < both[0]
+
+
+# Time
+
+
+def test_sizes_without_a_window_are_refused() -> None:
+    with pytest.raises(UserError, match="must be larger than"):
+        estimate(options(window_size=4), shape("llama_2_7b"), H200)
+
+
+def measured(folder: str, experiment: str) -> dict[str, Any]:
+    return json.loads((ROOT / "results" / "h200" / folder / f"{experiment}.json").read_text())
+
+
+@pytest.mark.parametrize("experiment", ["transformers", "windowed", "attention_sinks"])
+@pytest.mark.parametrize("engine", ["stepwise", "parallel"])
+def test_times_are_within_a_factor_of_two_of_those_on_an_h200(engine: str, experiment: str) -> None:
+    record = measured(f"smollm2_135m_{engine}", experiment)
+    run = options(engine, experiment, num_tokens=record["rows"], dtype="float32")
+    seconds = estimate(run, shape("smollm2_135m"), H200_FLOAT32).seconds
+    assert 1 / 2 < seconds / record["seconds"] < 2
+
+
+def test_a_seven_billion_model_is_within_a_factor_of_two_of_an_h200() -> None:
+    llama, tokens = shape("llama_2_7b"), 100_000
+    for engine, ms in (("stepwise", 4.42), ("parallel", 0.0301)):  # results/h200/llama_2_7b_speed.md
+        once, twice = (estimate(options(engine, num_tokens=n), llama, H200).seconds for n in (tokens, 2 * tokens))
+        assert 1 / 2 < (twice - once) / tokens * 1e3 / ms < 2  # without what happens once
+
+
+def test_what_costs_more_is_estimated_to_cost_more() -> None:
+    llama = shape("llama_2_7b")
+
+    def seconds(*what: Any, **more: Any) -> float:
+        return estimate(options(*what, **more), llama, H200).seconds
+
+    assert seconds("parallel") < seconds("stepwise") < seconds("stepwise", cuda_graphs=False)
+    assert seconds("stepwise", "attention_sinks") < seconds("stepwise", "transformers")
+    assert seconds("parallel", "attention_sinks") < seconds("parallel", "recompute")
+    assert seconds("parallel", "recompute", window_size=256) < seconds("parallel", "recompute", window_size=1024)
+    assert seconds("stepwise", num_tokens=8192) < seconds("stepwise", num_tokens=16384)
+
+
+def test_a_mixture_reads_the_experts_that_a_token_meets_only() -> None:
+    mixture = shape("gpt_oss_20b")
+    everything = mixture.model_copy(update={"active_parameters": None})
+    one, all_ = (estimate(options("parallel"), s, H200) for s in (mixture, everything))
+    assert one.vram_bytes == all_.vram_bytes
+    assert one.seconds < all_.seconds / 2
+
+
+def test_a_device_is_measured_once_and_quickly() -> None:
+    first = bandwidth("cpu", torch.float32), matrix_rate("cpu", torch.float32)
+    assert first == (bandwidth("cpu", torch.float32), matrix_rate("cpu", torch.float32))
+    assert 1e8 < first[0] < 1e13
+    assert 1e9 < first[1] < 1e14
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads wait for each other where other processes have the cores; then nothing can be estimated."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    bandwidth.cache_clear()
+    matrix_rate.cache_clear()
+    yield
+    torch.set_num_threads(before)
+    bandwidth.cache_clear()
+    matrix_rate.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("engine", "experiment", "tokens", "window"),
+    [
+        ("stepwise", "attention_sinks", 200, 128),
+        ("stepwise", "transformers", 200, 128),
+        ("parallel", "windowed", 4096, 1024),
+        ("parallel", "transformers", 4096, 1024),
+        ("parallel", "recompute", 150, 64),
+        ("stepwise", "recompute", 100, 64),
+    ],
+)
+def test_times_on_this_machine_are_within_a_factor_of_three(
+    here, one_thread, tmp_path: Path, engine: str, experiment: str, tokens: int, window: int
+) -> None:
+    run = RunOptions(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
+    model = shape("smollm2_135m")
+    estimated = estimate(run, model, device_for(run, model)).seconds
+    line = ("--engine", engine, "--experiment", experiment, "--num-tokens", tokens, "--window-size", window)
+    assert here("run", *line, "--output-dir", tmp_path)[0] == 0
+    seconds = json.loads((tmp_path / f"{experiment}.json").read_text())["seconds"]
+    print(f"estimated {estimated:.1f} s, measured {seconds:.1f} s")
+    assert 1 / 3 < estimated / seconds < 3
+
+
+# Shapes
+
+
+def test_a_shape_is_read_from_a_configuration_without_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((GOLDEN / "llama" / "config.json").read_bytes())
+    whole = read_sizes(ModelSource(str(GOLDEN / "llama")))
+    assert read_sizes(ModelSource(str(tmp_path / "config.json"), random_weights=True)) == whole
+    assert whole.parameters == sum(p.numel() for p in _golden().parameters())
+
+
+def test_a_shape_that_cannot_be_had_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no model folder"):
+        read_sizes(ModelSource("./nowhere"))
+    with pytest.raises(UserError, match=r"configuration of .*cannot be read") as error:
+        read_sizes(ModelSource(str(DATA / "golden")))
+    assert "\n" not in str(error.value)
+
+
+def test_experts_are_told_from_what_every_token_meets() -> None:
+    model = HYBRID["gpt_oss"]()
+    found = sizes_of(model)
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    assert found.active_parameters == found.parameters - experts // 2  # two of four
+    assert not found.plain_attention
+
+
+def _golden() -> torch.nn.Module:
+    from sinkbench.models.loading import load_model
+
+    return load_model(ModelSource(golden_options("llama")[1]))

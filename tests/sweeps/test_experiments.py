@@ -1,0 +1,331 @@
+"""Experiment files: what they may say, the runs they span, and the files that come with the package."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import GOLDEN, golden_options
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sinkbench.cli.options import Dtype, Experiment
+from sinkbench.cli.run import Engine, run
+from sinkbench.config import AXES, DTYPES, ENGINES, ModelSource, Options, RunOptions
+from sinkbench.errors import UserError
+from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
+from sinkbench.strategies import STRATEGIES
+from sinkbench.sweeps.experiment import Experiments, read, slugs
+
+SHIPPED = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
+ALL = 'experiment = ["transformers", "windowed", "attention_sinks", "recompute"]\n'
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[[str], Path]:
+    """A file with this text."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "x.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def reading(written: Callable[[str], Path]) -> Callable[[str], Experiments]:
+    return lambda text: read(written(text))
+
+
+def names(cells: list[RunOptions]) -> list[str]:
+    return [str(cell.csv.relative_to("results")) for cell in cells]
+
+
+# What a file may say
+
+
+def test_the_keys_are_the_options_of_run_with_the_same_defaults(reading) -> None:
+    options = {name: p.default for name, p in inspect.signature(run).parameters.items() if name != "config"}
+    options["output_dir"] = str(options["output_dir"])
+    assert set(Options.model_fields) == set(options)
+    one = {key: value[0] if key in AXES else value for key, value in reading("").options.model_dump().items()}
+    assert one == options
+
+
+def test_the_named_choices_are_those_of_the_command_line() -> None:
+    assert set(STRATEGIES) == set(Experiment)
+    assert list(DTYPES) == list(Dtype)
+    assert list(ENGINES) == list(Engine)
+
+
+def test_words_may_be_joined_by_hyphens(reading) -> None:
+    assert reading("window-size = 16\nnum-tokens = 9\n").options.window_size == [16]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('window_size = "big"', 'window_size: must be an integer of at least 1 (got "big")'),
+        ("window_size = [256, 0]", "window_size: must be an integer of at least 1 (got 0)"),
+        ("window_size = true", "window_size: must be an integer of at least 1 (got true)"),
+        ("window_size = 256.0", "window_size: must be an integer of at least 1 (got 256.0)"),
+        ("window_size = []", "window_size: must name at least one value (got [])"),
+        ("attention-sink-size = -1", "attention_sink_size: must be an integer of at least 0 (got -1)"),
+        (
+            'experiment = "window"',
+            'experiment: must be one of attention_sinks, transformers, windowed, recompute (got "window")',
+        ),
+        ('dtype = "fp16"', 'dtype: must be one of auto, float32, bfloat16, float16 (got "fp16")'),
+        ('engine = "fast"', 'engine: must be one of stepwise, parallel (got "fast")'),
+        ("overwrite = 1", "overwrite: must be true or false (got 1)"),
+        ('split = ""', 'split: must be a text that is not empty (got "")'),
+        ("num_tokens = 1979-05-27", 'num_tokens: must be an integer of at least 1 (got "1979-05-27")'),
+        ("window = 16", "window: is not known; did you mean window_size?"),
+        ("zzz = 16", "zzz: is not known; there are allow_pickle, attention_sink_size, chunk_size, "),
+        ("[model]\nname = 1", "model: is not known"),
+        ("window-size = 16\nwindow_size = 16", "window_size: is given twice, with - and with _"),
+        ("num_tokens = 5\nwindow_size = \n", "is not TOML: Invalid value (at line 2, column 15)"),
+        ("load_in_4bit = true\nload_in_8bit = true", "load_in_4bit and load_in_8bit exclude each other: leave one out"),
+        ('window_size = "big"\nnum_tokens = 0\nsplit = 1', '(got "big") (and 2 more)'),
+        ("shape = 3", "shape: must be a table (got 3)"),
+        ("[shape]\nlayers = 2", "shape.parameters: is missing (and 6 more)"),
+        ('[shape]\nlayers = "two"', 'shape.layers: must be an integer of at least 1 (got "two")'),
+        ("[shape]\nlayer = 2", "shape.layer: is not known; did you mean layers?"),
+        ('model_name_or_path = ["a", "b"]\n[shape]\nlayers = 2', "shape: must be a table for each model, as [shape"),
+        (
+            'model_name_or_path = "abc"\n[shape.abd]\nlayers = 2',
+            "shape: 'abd' is no model of this file; did you mean abc?",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_file_key_and_what_is_allowed(written, text: str, said: str) -> None:
+    path = written(text)
+    with pytest.raises(UserError) as error:
+        read(path)
+    line = str(error.value)
+    assert line.startswith(f"{path}: ")
+    assert said in line
+    assert "\n" not in line
+
+
+def test_only_axes_may_be_lists_and_the_message_says_which(reading) -> None:
+    with pytest.raises(UserError, match=r"num_tokens: must be .* \(got \[1, 2\]\); only .*window_size.* may be lists"):
+        reading("num_tokens = [1, 2]")
+
+
+def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.toml: cannot be read: No such file"):
+        read(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'split = "\xe9"')
+    with pytest.raises(UserError, match=r"latin\.toml: is not UTF-8.*byte 9"):
+        read(tmp_path / "latin.toml")
+
+
+def test_more_sinks_than_window_are_refused_where_the_strategy_has_sinks(reading) -> None:
+    sizes = "window_size = [4, 256]\nattention_sink_size = 4\n"
+    with pytest.raises(
+        UserError, match=r"attention_sink_size: must be less than window_size \(got 4 with window_size 4"
+    ):
+        reading(sizes + 'experiment = ["windowed", "attention_sinks"]\n')
+    assert len(reading(sizes + 'experiment = ["windowed", "transformers"]\n').cells()) == 3
+
+
+# The runs
+
+
+def test_without_lists_a_file_is_one_run_named_after_its_experiment(reading) -> None:
+    (cell,) = reading('experiment = "windowed"\nload_in_4bit = true\nchunk_size = 64\nstreaming = false\n').cells()
+    assert names([cell]) == ["windowed.csv"]
+    assert (cell.experiment, cell.model.quantization, cell.chunk_size) == ("windowed", "4bit", 64)
+    assert not cell.source.streaming
+
+
+def test_a_strategy_runs_once_for_all_values_of_a_size_that_it_ignores(reading) -> None:
+    cells = reading(ALL + "window_size = [256, 1024]\nattention_sink_size = [1, 4]\n").cells()
+    assert names(cells) == [
+        "transformers.csv",
+        "windowed-window_256.csv",
+        "windowed-window_1024.csv",
+        "attention_sinks-window_256-sinks_1.csv",
+        "attention_sinks-window_256-sinks_4.csv",
+        "attention_sinks-window_1024-sinks_1.csv",
+        "attention_sinks-window_1024-sinks_4.csv",
+        "recompute-window_256.csv",
+        "recompute-window_1024.csv",
+    ]
+
+
+def test_a_single_value_is_not_part_of_a_name(reading) -> None:
+    cells = reading(ALL + "attention_sink_size = [0, 4]\n").cells()
+    assert names(cells)[2:4] == ["attention_sinks-sinks_0.csv", "attention_sinks-sinks_4.csv"]
+    assert names(cells)[:2] == ["transformers.csv", "windowed.csv"]
+
+
+def test_values_given_twice_count_once(reading) -> None:
+    assert len(reading('window_size = [256, 256]\ndtype = ["auto", "auto"]\n').cells()) == 1
+
+
+def test_runs_of_one_model_stay_together_and_lie_in_a_folder_for_each_combination(reading) -> None:
+    cells = reading(
+        'model_name_or_path = ["org/A-1", "B"]\ndataset_name = ["kjv", "texts/kjv.txt"]\ndtype = "auto"\n'
+        'experiment = ["windowed", "transformers"]\n'
+    ).cells()
+    assert [cell.model.name for cell in cells] == ["org/A-1"] * 4 + ["B"] * 4
+    assert names(cells)[:4] == [
+        "a_1/kjv/windowed.csv",
+        "a_1/kjv/transformers.csv",
+        "a_1/kjv.txt/windowed.csv",
+        "a_1/kjv.txt/transformers.csv",
+    ]
+
+
+def test_no_two_runs_share_a_file(reading) -> None:
+    cells = reading(
+        ALL + 'window_size = [64, 128]\nattention_sink_size = [0, 4]\ndtype = ["float32", "bfloat16"]\n'
+        'model_name_or_path = ["a/x", "b/x", "b/X"]\ndataset_name = ["kjv", "d/kjv"]\n'
+    ).cells()
+    assert len(cells) == 3 * 2 * 2 * (1 + 2 + 4 + 2)
+    assert len({str(cell.csv).lower() for cell in cells}) == len(cells)
+
+
+@pytest.mark.parametrize(
+    "given", [["a/x", "b/x"], ["x", "X"], ["..", "../.."], ["/", "//"], ["a/b", "a_b"], ["é", "è"], ["1_a", "a", "A"]]
+)
+def test_folder_names_are_distinct_and_stay_in_their_folder(given: list[str]) -> None:
+    found = slugs(given)
+    assert list(found) == given
+    assert len(set(found.values())) == len(given)
+    assert all(slug and slug == slug.lower() and Path(slug).name == slug for slug in found.values())
+
+
+def test_each_of_several_models_has_a_shape_of_its_own_or_that_of_its_configuration(reading) -> None:
+    sizes = "layers = 2\nparameters = 9\nhidden_size = 8\nintermediate_size = 8\nheads = 1\nkv_heads = 1\n"
+    sizes += "head_dim = 8\nvocab_size = 5\n"
+    golden = GOLDEN / "llama"
+    experiments = reading(f'model_name_or_path = ["org/a", "{golden}"]\n[shape."org/a"]\n{sizes}')
+    shapes = [experiments.shape(cell) for cell in experiments.cells()]
+    assert shapes[0].parameters == 9
+    assert shapes[1] == read_sizes(ModelSource(str(golden)))
+
+
+# `run --config`
+
+
+def test_run_takes_the_one_run_of_a_file_that_the_line_picks(here, written, tmp_path: Path) -> None:
+    config = written(ALL + 'window_size = [16, 32]\nnum_tokens = 12\ndtype = "float32"\n[shape]\n')
+    line = [*golden_options("llama")[:6], "--config", config, "--output-dir", tmp_path / "out"]
+    status, _, error = here("run", *line, "--window-size", "16")
+    assert status == 2
+    assert f"{config}: experiment: has several values (transformers, windowed," in error
+    assert "--experiment" in error
+    assert "sinkbench sweep" in error
+    assert here("run", *line, "--window-size", "16", "--experiment", "windowed")[0] == 0
+    assert (tmp_path / "out" / "windowed.csv").read_text().count("\n") == 13
+
+
+def test_run_refuses_what_a_sweep_refuses(here, written) -> None:
+    status, _, error = here("run", "--config", written("window_sise = 16\n"))
+    assert status == 2
+    assert "window_sise: is not known; did you mean window_size?" in error
+
+
+# The files that come with the package
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {  # model type, and what decides a count beside the sizes
+    "llama_2_7b": ("llama", {}),
+    "falcon_7b": ("falcon", {"multi_query": True, "parallel_attn": True, "bias": False}),
+    "mpt_7b": ("mpt", {"attn_config": {"alibi": True}}),
+    "pythia_6_9b": ("gpt_neox", {"rotary_pct": 0.25}),
+    "mistral_7b": ("mistral", {"sliding_window": 4096}),
+    "gptj_6b": ("gptj", {"rotary_dim": 64}),
+    "qwen_7b": ("qwen2", {}),
+    "stablelm_3b": ("stablelm", {"use_qkv_bias": False}),
+    "yi_6b": ("llama", {}),
+    "llama_3_1_8b": ("llama", {}),
+    "qwen3_8b": ("qwen3", {}),
+    "gemma_3_4b": ("gemma3", {"sliding_window": 1024}),
+    "gpt_oss_20b": ("gpt_oss", {"num_local_experts": 32, "num_experts_per_tok": 4, "sliding_window": 128}),
+    "olmo_2_7b": ("olmo2", {}),
+    "smollm2_135m": ("llama", {"tie_word_embeddings": True, "dtype": "float32"}),
+}
+NAMES = {  # where a configuration calls a size otherwise
+    "mpt": {"num_hidden_layers": "n_layers", "num_attention_heads": "n_heads", "hidden_size": "d_model"},
+    "gptj": {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd"},
+}
+VISION = {  # of Gemma 3 4B: SigLIP
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_hidden_layers": 27,
+    "num_attention_heads": 16,
+    "image_size": 896,
+    "patch_size": 14,
+    "vision_use_head": False,
+}
+
+
+def instance(model_type: str, shape: ModelSizes, more: dict[str, Any]) -> Any:
+    """The model of these sizes without weights."""
+    sizes = {
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "vocab_size": shape.vocab_size,
+        "num_key_value_heads": shape.kv_heads,
+    }
+    if shape.head_dim * shape.heads != shape.hidden_size:
+        sizes["head_dim"] = shape.head_dim
+    values = {NAMES.get(model_type, {}).get(key, key): value for key, value in (sizes | more).items()}
+    if model_type == "gemma3":
+        values = {"text_config": values, "vision_config": VISION}
+    config = AutoConfig.for_model(model_type, **values)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_files_are_valid_and_have_the_shape_of_each_model(path: Path) -> None:
+    experiments = read(path)
+    assert set(experiments.shapes) == set(experiments.options.model_name_or_path)
+    assert {cell.experiment for cell in experiments.cells()} == {"transformers", "windowed", "attention_sinks"}
+    assert experiments.options.output_dir == f"results/{path.stem}"
+    assert path.read_text().startswith("# ")
+
+
+def test_there_is_a_file_for_every_model_promised() -> None:
+    assert {path.stem for path in SHIPPED} == {*CONFIGS, "btlm_3b"}
+
+
+@pytest.mark.parametrize("stem", CONFIGS)
+def test_the_shapes_are_those_of_the_architectures(stem: str) -> None:
+    (shape,) = read(next(path for path in SHIPPED if path.stem == stem)).shapes.values()
+    assert sizes_of(instance(CONFIGS[stem][0], shape, CONFIGS[stem][1])) == shape
+
+
+def test_btlm_has_the_parameters_of_its_sizes() -> None:
+    # transformers has no class for it: GPT-2's blocks with SwiGLU, ALiBi and a tied head
+    (shape,) = read(next(path for path in SHIPPED if path.stem == "btlm_3b")).shapes.values()
+    width, inner = shape.hidden_size, shape.intermediate_size
+    attention = width * 3 * width + 3 * width + width * width + width
+    feed_forward = 2 * (width * inner + inner) + inner * width + width
+    layer = attention + feed_forward + 2 * 2 * width
+    assert shape.parameters == shape.layers * layer + shape.vocab_size * width + 2 * width
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_shipped_settings_are_the_seeds(path: Path) -> None:
+    options = read(path).options
+    assert options.attention_sink_size == [4]
+    if path.stem == "smollm2_135m":
+        assert (options.model_name_or_path, options.dataset_name, options.engine) == (
+            ["smollm2-135m"],
+            ["kjv"],
+            "parallel",
+        )
+        return
+    assert (options.dataset_name, options.data_column, options.split) == (["emozilla/pg19-test"], "text", "test")
+    assert options.window_size == [2048 if path.stem == "btlm_3b" else 1024]
+    assert options.num_tokens == (16384 if path.stem in ("btlm_3b", "mistral_7b") else 8192)
+    assert options.engine == "stepwise"

@@ -1,0 +1,243 @@
+"""Sweeps: every combination of a file, each result once, whatever happens in between."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from conftest import GOLDEN, golden_options
+
+from sinkbench.runs import run as runs
+from sinkbench.sweeps import plan as sweeps
+from sinkbench.sweeps.launchers import local
+
+LLAMA = GOLDEN / "llama"
+NAMES = ("transformers", *(f"{name}-window_{size}" for name in ("windowed", "attention_sinks") for size in (16, 32)))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes an experiment file over the tiny model; keyword arguments replace options."""
+
+    def write(name="tiny.toml", **changes):
+        options = {
+            "model_name_or_path": str(LLAMA),
+            "dataset_name": str(LLAMA / "tokens.jsonl"),
+            "data_column": "input_ids",
+            "experiment": ["transformers", "windowed", "attention_sinks"],
+            "window_size": [16, 32],
+            "dtype": "float32",
+            "num_tokens": 120,
+            "output_dir": str(tmp_path / "out"),
+        }
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {**options, **changes}.items()]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """The models that the local launcher loads, as it loads them."""
+    loaded, load = [], local.load_model
+    monkeypatch.setattr(local, "load_model", lambda source: loaded.append(source.name) or load(source))
+    return loaded
+
+
+def out_of(file):
+    return file.parent / "out"
+
+
+def stems(folder, suffix):
+    return {path.stem for path in folder.glob(f"*{suffix}")}
+
+
+def record(csv):
+    return json.loads(csv.with_suffix(".json").read_text())
+
+
+def test_every_cell_has_the_result_of_a_run_of_its_own(here, file, tmp_path):
+    path = file()
+    status, out, error = here("sweep", path)
+    assert status == 0
+    assert stems(out_of(path), ".csv") == stems(out_of(path), ".json") == set(NAMES)
+    assert [line.split(": ")[1] for line in error.splitlines()] == ["finished"] * 5
+    assert "attention_sinks-window_16" in out
+    alone = golden_options("llama")
+    here("run", *alone, "--num-tokens", "120", "--output-dir", tmp_path / "alone")
+    swept = pd.read_csv(out_of(path) / "attention_sinks-window_32.csv")
+    wanted = pd.read_csv(tmp_path / "alone" / "attention_sinks.csv")
+    assert list(swept.nll) == list(wanted.nll)
+    assert (
+        record(out_of(path) / "attention_sinks-window_32.csv")["key"]
+        == (record(tmp_path / "alone" / "attention_sinks.csv")["key"])
+    )
+
+
+def test_a_model_is_loaded_once_for_all_its_cells(here, file, loads):
+    here("sweep", file(dtype=["float32", "bfloat16"], window_size=[16]))
+    assert loads == [str(LLAMA)] * 2
+
+
+def test_a_dry_run_shows_every_cell_with_its_cost_and_writes_nothing(here, file, loads):
+    path = file()
+    status, out, _ = here("sweep", path, "--dry-run")
+    assert status == 0
+    assert "5 runs" in out
+    assert out.count("GiB") == 5
+    assert not out_of(path).exists()
+    assert not loads
+
+
+def test_what_is_finished_is_skipped_whatever_its_files_are_called(here, file, loads):
+    path = file()
+    here("sweep", path)
+    for suffix in (".csv", ".json"):
+        (out_of(path) / f"transformers{suffix}").rename(out_of(path) / f"dense{suffix}")
+    before = {p.name: p.stat().st_mtime_ns for p in out_of(path).iterdir()}
+    loads.clear()
+    status, out, _ = here("sweep", path)
+    assert status == 0
+    assert out.count("was there") == 5
+    assert before == {p.name: p.stat().st_mtime_ns for p in out_of(path).iterdir()}
+    assert not loads
+
+
+def test_a_result_is_not_mistaken_for_that_of_other_options(here, file):
+    here("sweep", file())
+    status, out, _ = here("sweep", file(num_tokens=130, window_size=[16]))
+    assert status == 0
+    assert "was there" not in out
+
+
+def test_a_finished_cell_that_has_lost_rows_is_completed(here, file):
+    path = file()
+    here("sweep", path)
+    csv = out_of(path) / "windowed-window_16.csv"
+    whole = pd.read_csv(csv)
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:50]) + "50,1.")
+    status, out, _ = here("sweep", path)
+    assert (status, out.count("was there")) == (0, 4)
+    again = pd.read_csv(csv)
+    assert list(again.input_length) == list(range(1, 121))
+    assert again.nll.to_numpy() == pytest.approx(whole.nll.to_numpy(), abs=2e-4)
+    assert record(csv)["resumed_at"] == [49]
+
+
+def test_overwrite_runs_what_is_finished_again(here, file, loads):
+    here("sweep", file())
+    loads.clear()
+    _, out, _ = here("sweep", file(), "--overwrite")
+    assert "was there" not in out
+    assert len(loads) == 1
+
+
+def test_out_of_memory_is_a_result_and_the_sweep_goes_on(here, file, monkeypatch):
+    whole = runs.stepwise
+
+    def starved(model, keep, tokens, start):
+        for step in whole(model, keep, tokens, start):
+            if keep.window is None and step.first > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            yield step
+
+    monkeypatch.setattr(runs, "stepwise", starved)
+    path = file()
+    status, out, _ = here("sweep", path)
+    assert status == 0
+    assert "ran out of memory" in " ".join(out.replace("│", " ").split())
+    assert len(pd.read_csv(out_of(path) / "transformers.csv")) == 10
+    assert record(out_of(path) / "windowed-window_32.csv")["exit_reason"] == "finished"
+    assert here("sweep", path)[1].count("was there") == 5
+
+
+@pytest.mark.parametrize(("retries", "ends"), [(0, "failed: RuntimeError: cable pulled"), (2, "finished")])
+def test_a_cell_that_fails_is_tried_again_as_often_as_stated(retries, ends, here, file, monkeypatch):
+    whole, tries = runs.stepwise, []
+
+    def loose(model, keep, tokens, start):
+        if keep.window == 16 and keep.sinks == 0:
+            tries.append(start)
+            if len(tries) <= 2:
+                yield from (step for step in whole(model, keep, tokens, start) if step.first <= start + 5)
+                raise RuntimeError("cable pulled")
+        yield from whole(model, keep, tokens, start)
+
+    monkeypatch.setattr(runs, "stepwise", loose)
+    path = file()
+    status, _, _ = here("sweep", path, "--retries", str(retries))
+    assert status == (1 if retries == 0 else 0)
+    assert record(out_of(path) / "windowed-window_16.csv")["exit_reason"] == ends
+    assert stems(out_of(path), ".csv") == set(NAMES)
+    assert tries == [0, 5, 10][: retries + 1]  # each try goes on where the last one stopped
+
+
+def test_a_cell_that_cannot_run_is_on_record_and_the_others_run(here, file, tmp_path):
+    path = file(model_name_or_path=[str(tmp_path / "nowhere"), str(LLAMA)], window_size=[16])
+    assert here("sweep", path, "--retries", "0")[0] == 1
+    failed = record(out_of(path) / "nowhere" / "windowed.csv")
+    assert failed["exit_reason"].startswith("failed: no model folder")
+    assert record(out_of(path) / "llama" / "windowed.csv")["exit_reason"] == "finished"
+
+
+def test_a_sweep_that_is_interrupted_goes_on_where_it_was(file, tmp_path):
+    tokens = tmp_path / "long.jsonl"
+    tokens.write_text(json.dumps({"input_ids": [i * 7 % 500 for i in range(6001)]}) + "\n")
+    path = file(dataset_name=str(tokens), num_tokens=6000, window_size=[16])
+    command = [sys.executable, "-m", "sinkbench", "sweep", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    csv = out_of(path) / "transformers.csv"
+    deadline = time.monotonic() + 120
+    while not (csv.exists() and csv.read_text().count("\n") > 20):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    cut = len(pd.read_csv(csv))
+    assert cut < 6000
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(pd.read_csv(csv).input_length) == list(range(1, 6001))
+    assert record(csv)["resumed_at"] == [cut]
+
+
+def test_on_a_terminal_the_table_is_live(file):
+    parent, child = pty.openpty()
+    command = [sys.executable, "-m", "sinkbench", "sweep", str(file())]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen(command, stdout=child, stderr=child, env=environment)
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "waiting" in text
+    assert "running" in text
+    assert text.rstrip().splitlines()[-2].count("finished") == 1
+
+
+def test_only_whole_results_count_as_finished(here, file):
+    path = file()
+    here("sweep", path)
+    assert len(sweeps.finished_in(out_of(path))) == 5
+    (out_of(path) / "transformers.csv").write_text("input_length\n")
+    (out_of(path) / "windowed-window_16.json").write_text("{")
+    (out_of(path) / "windowed-window_32.json").write_text(json.dumps({"exit_reason": "running", "key": "k"}))
+    assert len(sweeps.finished_in(out_of(path))) == 2
