@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sinkbench.errors import UserError
+from sinkbench.positions.rotary import wide
 
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 
@@ -28,7 +29,7 @@ def backbone(model: PreTrainedModel) -> Any:
 
 
 def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, shape ``(n, width)``; float32.
+    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, ``(n, width)``; float32 or wider.
 
     The head is the model's own forward with the body replaced by its result, so that whatever the model does
     to its logits (soft caps, scales) is done here too.
@@ -39,8 +40,13 @@ def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
         with _body_answers(model, part[None]):
             logits = model(input_ids=wanted[None], use_cache=False).logits[0]
-        out.append(cross_entropy(logits.float(), wanted.to(logits.device), reduction="none"))
+        out.append(loss(logits, wanted))
     return torch.cat(out)
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """-ln p of ``labels``, shape ``(n,)``, under ``logits``, shape ``(n, vocabulary)``, in float32 or wider."""
+    return cross_entropy(logits.to(wide(logits.dtype)), labels.to(logits.device), reduction="none")
 
 
 @dataclass

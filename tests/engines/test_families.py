@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.forward import feed
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
+from sinkbench.positions.reach import Reach
 from sinkbench.positions.rotary import Rope
-from sinkbench.strategies import STRATEGIES, resolve
+from sinkbench.strategies.registry import BUILTIN as STRATEGIES
 
 WINDOW, SINKS, LENGTH = 16, 4, 44
 TOLERANCE = 2e-4
@@ -44,7 +45,7 @@ def model_of(family: str) -> PreTrainedModel:
 
 
 def streamed(model: PreTrainedModel, strategy: str, stream: Tensor, window: int = WINDOW, sinks: int = SINKS) -> Tensor:
-    steps = stepwise(model, resolve(strategy, window, sinks), stream)
+    steps = Stepwise(model).run(tiny.plan(model, strategy, window, sinks), stream)
     return torch.tensor([nll for step in steps for nll in step.nll], dtype=torch.float64)
 
 
@@ -220,7 +221,7 @@ def test_layers_without_positions_are_told_from_those_with(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gptj", "gpt_neox", "glm", "yarn", "mpt", "gemma3"])
 def test_rebasing_positions_often_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StreamCache, "reach", lambda self, n: WINDOW + 3)
+    monkeypatch.setattr(Reach, "end", lambda self, n: WINDOW + 3)
     assert_streams(model_of(family), "attention_sinks", length=60)
 
 
@@ -228,7 +229,7 @@ def test_rebasing_positions_often_changes_nothing(family: str, monkeypatch: pyte
 @pytest.mark.parametrize("family", ["llama", "gptj", "yarn"])
 def test_positions_of_a_million_tokens_do_not_drift(family: str, strategy: str) -> None:
     model, stream, begin = model_of(family), tiny.tokens(LENGTH), 30
-    stream_cache = StreamCache(model, resolve(strategy, WINDOW, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
     nlls = []
     with torch.inference_mode():
         for t in range(len(stream) - 1):
@@ -271,7 +272,7 @@ def test_thousands_of_tokens_with_many_rebases_end_as_the_oracle_does(monkeypatc
 @pytest.mark.parametrize("window", [16, 128])
 def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream, turned = model_of("llama"), tiny.tokens(window + 120), []
-    stream_cache = StreamCache(model, resolve("attention_sinks", window, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, "attention_sinks", window, SINKS))
     apply = Rope.apply
     monkeypatch.setattr(Rope, "apply", lambda self, x, *a: (turned.append(x.shape[-2]), apply(self, x, *a))[1])
     with torch.inference_mode():
@@ -286,7 +287,7 @@ def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytes
 @pytest.mark.parametrize("family", ["llama", "bloom", "gemma3"])
 def test_memory_is_constant_once_the_window_is_full(family: str, strategy: str) -> None:
     model, config = model_of(family), model_of(family).config
-    stream_cache = StreamCache(model, resolve(strategy, WINDOW, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
     sizes = set()
     with torch.inference_mode():
         for t, token in enumerate(tiny.tokens(90)):
