@@ -17,6 +17,7 @@ def feed(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Any:
     """One forward of ``model`` over ``tokens``, shape ``(n,)``, at the positions that ``cache`` gives them."""
     positions = cache.advance(len(tokens))
     kwargs = {"position_ids": positions} if takes_positions(model) else {}
+    kwargs |= mask_argument(model) if cache.needs_attention else {}
     return model(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs)
 
 
