@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.attention.adapters import mask_argument
 from sinkbench.attention.redirection import attending
 from sinkbench.cache.stream import StreamCache
 from sinkbench.positions.exact import exact_angles

@@ -11,8 +11,9 @@ from sinkbench.validation import Whole
 class Pyramid(Strategy):
     """The first tokens and the last ones, with a budget for each layer that shrinks linearly from bottom to top.
 
-    The bottom layer holds ``2 W - W / beta`` entries, the top one ``W / beta``, all together ``W`` times the layers. PyramidKV itself scores entries by the attention of a prompt's last queries; a stream has no prompt, so
-    that here budgets are the paper's and entries go by position.
+    The bottom layer holds ``2 W - W / beta`` entries, the top one ``W / beta``, all together ``W`` times the layers.
+    PyramidKV itself scores entries by the attention of a prompt's last queries; a stream has no prompt, so that here
+    budgets are the paper's and entries go by position.
     """
 
     sinks: Whole = 4

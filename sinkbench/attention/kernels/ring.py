@@ -5,7 +5,7 @@ counter in device memory, so that one captured launch serves every step.
 
 The ring of a layer has ``capacity`` slots, one more than entries survive a step: the first ``sinks`` tokens stay in
 theirs for ever, the others go round through the rest. Sinks are kept as they arrived; the query that meets them has
-been turned for them. Where several entries go at once (:attr:`Policy.block`), those that are gone lie in the ring unread.
+been turned for them. Where several entries go at once (:attr:`Policy.block`), those that are gone lie there unread.
 """
 
 import math
