@@ -1,13 +1,12 @@
 """The parallel engine gives the stepwise engine's NLLs: every family, any chunk, window and number of sinks."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import shared
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkbench.attention.bands import attending
@@ -32,21 +31,16 @@ def assert_agree(model, keep, tokens, chunk):
     assert difference.mean() <= MEAN
 
 
-@cache
-def model_of(family):
-    return tiny.STREAMABLE[family]()
-
-
 STATEFUL = {"qwen3_next"}  # linear-attention layers carry a state from token to token
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("family", [family for family in tiny.STREAMABLE if family not in STATEFUL])
 def test_every_family_agrees_with_token_by_token(family, strategy):
-    assert_agree(model_of(family), resolve(strategy, 16, 4), tiny.tokens(50), chunk=21)
+    assert_agree(shared(family), resolve(strategy, 16, 4), tiny.tokens(50), chunk=21)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     family=st.sampled_from(["llama", "bloom", "gptj"]),
     window=st.integers(1, 24),
@@ -55,17 +49,17 @@ def test_every_family_agrees_with_token_by_token(family, strategy):
     length=st.integers(2, 60),
 )
 def test_any_window_sinks_chunk_and_length_agree(family, window, sinks, chunk, length):
-    assert_agree(model_of(family), Keep(sinks, window), tiny.tokens(length), chunk)
+    assert_agree(shared(family), Keep(sinks, window), tiny.tokens(length), chunk)
 
 
 @pytest.mark.parametrize("family", sorted(STATEFUL & set(tiny.STREAMABLE)))
 def test_a_model_that_carries_a_state_is_refused_and_the_other_engine_named(family):
     with pytest.raises(UserError, match="--engine stepwise"):
-        nll(parallel, model_of(family), resolve("windowed", 16, 4), tiny.tokens(40))
+        nll(parallel, shared(family), resolve("windowed", 16, 4), tiny.tokens(40))
 
 
 def test_memory_does_not_grow_with_the_stream():
-    model, keep = model_of("llama"), resolve("attention_sinks", 16, 4)
+    model, keep = shared("llama"), resolve("attention_sinks", 16, 4)
     held = [held for steps in parallel(model, keep, tiny.tokens(600), 32) for held in steps.kv_cache_bytes]
     assert held == [held for steps in stepwise(model, keep, tiny.tokens(600)) for held in steps.kv_cache_bytes]
     assert len(set(held[16:])) == 1
@@ -81,22 +75,31 @@ def test_memory_does_not_grow_with_the_stream():
 
 
 def test_logits_are_never_held_for_the_whole_chunk(monkeypatch):
-    model, keep = model_of("llama"), resolve("windowed", 16, 4)
+    model, keep = shared("llama"), resolve("windowed", 16, 4)
     whole = nll(parallel, model, keep, tiny.tokens(100), 64)
     monkeypatch.setattr(head, "SLICE_BYTES", 5 * 4 * tiny.VOCABULARY)
     rows = []
     original = head.cross_entropy
     monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: rows.append(len(x)) or original(x, *a, **k))
     sliced = nll(parallel, model, keep, tiny.tokens(100), 64)
-    assert max(rows) == 5
+    assert (max(rows), sum(rows)) == (5, 99)
     assert sliced == pytest.approx(whole, abs=1e-5)
-    assert monkeypatch.undo() is None
-    assert head.SLICE_BYTES * 2 <= 256 * 2**20
+
+
+def test_a_slice_of_logits_takes_no_more_than_128_mib_whatever_the_vocabulary(monkeypatch):
+    model = tiny.ROTARY["llama"](vocab_size=50_000, hidden_size=8, num_hidden_layers=1)
+    sizes = []
+    original = head.cross_entropy
+    monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: sizes.append(x.nbytes) or original(x, *a, **k))
+    stream = tiny.tokens(1200)
+    nll(parallel, model, resolve("windowed", 16, 4), stream, 1024)
+    assert len(sizes) > 2  # the first chunk alone would be 195 MiB
+    assert max(sizes) <= 128 * 2**20
 
 
 def test_nothing_stays_replaced_afterwards():
     for family in ("llama", "falcon", "gptj", "mpt"):
-        model = model_of(family)
+        model = shared(family)
         before = (model.config._attn_implementation, sorted(ALL_ATTENTION_FUNCTIONS))
         nll(parallel, model, resolve("attention_sinks", 16, 4), tiny.tokens(30))
         assert (model.config._attn_implementation, sorted(ALL_ATTENTION_FUNCTIONS)) == before
@@ -112,7 +115,7 @@ def test_a_bfloat16_stream_keeps_its_perplexity_within_half_a_percent():
 
 
 def test_the_chunk_fits_the_free_memory(monkeypatch):
-    model = model_of("llama")
+    model = shared("llama")
     assert chunk_for(model) == 2048
 
     class Little:

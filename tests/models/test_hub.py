@@ -356,7 +356,7 @@ def test_an_endpoint_that_is_no_address_is_named(hub, home, tmp_path):
     refused(result, tmp_path, "HF_ENDPOINT", "'nowhere'", "https://")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["model", "dataset"])
 def test_a_hub_that_hangs_is_given_up_within_half_a_minute_by_default(kind, hub, home, names, tmp_path):
     hub.fail(".", HANG)
