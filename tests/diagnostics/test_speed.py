@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from conftest import GOLDEN
+from golden import GOLDEN
 
 from sinkbench import strategies
 from sinkbench.diagnostics import speed
