@@ -1,19 +1,41 @@
-"""Shared pieces: the golden folders, and the real command line."""
+"""What every test finds: one thread, random numbers from one seed, and the real command line."""
 
-import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from zlib import crc32
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: tests share the cores
+
+import numpy as np
 import pytest
 import torch
+from golden import DATA, GOLDEN, golden_options, golden_tokens
+from hypothesis import settings
 
-DATA = Path(__file__).parent / "fixtures"
-GOLDEN = DATA / "golden"
+__all__ = ["DATA", "GOLDEN", "golden_options", "golden_tokens"]
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)  # tiny products are quickest on one thread
+
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", default="0", help="what all random numbers follow from; `any` draws one and prints it")
+
+
+@pytest.hookimpl(tryfirst=True)  # before Hypothesis reads its own seed
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed == "any":
+        config.option.seed = str(random.SystemRandom().randrange(10**6))
+    config.option.hypothesis_seed = config.option.hypothesis_seed or config.option.seed
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"random numbers: --seed {config.option.seed}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,17 +46,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-def golden_options(family: str) -> list[str]:
-    """Options that run on the golden model and tokens of ``family``."""
-    folder = GOLDEN / family
-    return [
-        *("--model-name-or-path", str(folder), "--dataset-name", str(folder / "tokens.jsonl")),
-        *("--data-column", "input_ids", "--window-size", "32", "--attention-sink-size", "4", "--dtype", "float32"),
-    ]
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """What this test's random numbers follow from: ``--seed`` and its name; told where it fails."""
+    asked = request.config.option.seed
+    value = crc32(f"{asked} {request.node.name}".encode())
+    request.node.add_report_section("setup", "seed", f"random numbers follow from --seed {asked}")
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+    return value
 
 
-def golden_tokens(family: str) -> torch.Tensor:
-    return torch.tensor(json.loads((GOLDEN / family / "tokens.jsonl").read_text())["input_ids"])
+@pytest.fixture
+def chance(seed: int) -> random.Random:
+    """Random numbers for a test that draws its own."""
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

@@ -61,7 +61,7 @@ def summary(compared: list[Comparison], baseline: str) -> Table:
         table.add_column(column, justify="right", overflow="fold")
     table.add_column("what happened")
     for run in compared:
-        loss = "-" if run.loss is None else f"{_shown(run.loss, '+.3f')}\n|Δ| {run.apart:.4f}"
+        loss = "-" if run.loss is None else f"{_shown(run.loss, '+.3f')}\n|Δ| {run.mean_difference:.4f}"
         parts = "-" if run.diverges is None else about(run.diverges, run.spacing)
         table.add_row(run.name, _shown(run.perplexity, ".2f"), loss, parts, _told(run))
     return table

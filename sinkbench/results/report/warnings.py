@@ -1,4 +1,4 @@
-"""What looks wrong with a measurement: one small function a doubt.
+"""What looks wrong with a measurement: one small function a warning.
 
 Thresholds were set on the results in this repository and on those of the ``attention_sinks`` benchmark: sound runs
 stay clearly below them.
@@ -41,7 +41,7 @@ class ReportWarning:
     """A reason not to trust a number.
 
     Attributes:
-        kind: a few words, the same for all doubts of a kind.
+        kind: a few words, the same for all warnings of a kind.
         runs: whom it concerns.
         message: what was seen, and what it means for the numbers.
     """
@@ -55,14 +55,14 @@ RunCheck: TypeAlias = Callable[[Run], ReportWarning | None]
 GroupCheck: TypeAlias = Callable[[Sequence[Run]], Iterator[ReportWarning]]
 
 
-def warnings_about(group: Group) -> list[ReportWarning]:
-    """All doubts about ``group``."""
+def find_warnings(group: Group) -> list[ReportWarning]:
+    """All warnings about ``group``."""
     found = [ReportWarning("unreadable file", (), line) for line in group.unreadable]
     checks = [check for check in GROUP_CHECKS if not (group.generated and check is different_tokens)]
     for check in checks:
         found += check(group.runs)
     for run in group.runs:
-        found += [doubt for check in RUN_CHECKS if (doubt := check(run))]
+        found += [warning for check in RUN_CHECKS if (warning := check(run))]
     return found
 
 

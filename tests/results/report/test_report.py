@@ -22,7 +22,7 @@ from sinkbench.results.report.comparing import compare_runs
 from sinkbench.results.report.markdown import escaped, fenced
 from sinkbench.results.report.sections import report
 from sinkbench.results.report.summary import measure
-from sinkbench.results.report.warnings import warnings_about
+from sinkbench.results.report.warnings import find_warnings
 from sinkbench.results.report.writing import write_report
 
 RESULTS = Path(__file__).parents[3] / "results"
@@ -140,10 +140,10 @@ def test_settings_in_which_runs_differ_are_set_apart(tmp_path):
 @pytest.mark.parametrize(
     "place", ["h200/smollm2_135m_parallel", "h200/smollm2_135m_stepwise", "smollm2_135m_cpu"], ids=lambda p: p[-12:]
 )
-def test_sound_results_of_this_repository_raise_no_doubt(place):
+def test_sound_results_of_this_repository_raise_no_warning(place):
     (group,) = collect([RESULTS / place])
     assert [run.name for run in group.runs] == ["transformers", "windowed", "attention_sinks"]
-    assert warnings_about(group) == []
+    assert find_warnings(group) == []
 
 
 def test_generated_texts_are_shown_and_not_compared():
@@ -151,8 +151,8 @@ def test_generated_texts_are_shown_and_not_compared():
     assert section.shared is None
     assert [written.name for written in section.texts] == ["windowed", "attention_sinks"]
     assert {"Fluency", "Repetition", "Non-words"} <= {figure.heading for figure in section.figures}
-    assert "different tokens" not in {doubt.kind for doubt in section.warnings_about}
-    assert "ran at the same time" in {doubt.kind for doubt in section.warnings_about}  # as their records say
+    assert "different tokens" not in {warning.kind for warning in section.warnings}
+    assert "ran at the same time" in {warning.kind for warning in section.warnings}  # as their records say
 
 
 def test_csvs_of_the_benchmark_need_no_json():
@@ -202,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_a_warning_and_the_others_are_shown(tmp_pa
     (tmp_path / "recompute.json").write_text('{"experiment": "recompute", "exit_reason": "running"}')
     (group,) = collect([tmp_path])
     assert [run.name for run in group.runs] == ["windowed", "recompute"]
-    assert sorted(doubt.kind for doubt in warnings_about(group)) == [
+    assert sorted(warning.kind for warning in find_warnings(group)) == [
         "never ended",
         "unreadable file",
         "unreadable file",
@@ -220,7 +220,7 @@ def test_of_a_thinned_file_the_perplexity_is_that_of_all_rows_and_the_interval_l
     logs = interval(thinned.frame["nll"].to_numpy())
     assert np.log(found.high) - np.log(found.value) == pytest.approx(logs.high - logs.value)
     assert found.low < found.value < found.high
-    assert warnings_about(Group("", [thinned])) == []
+    assert find_warnings(Group("", [thinned])) == []
 
 
 def failing(name, at, n, seed=0):
@@ -259,12 +259,12 @@ def test_runs_over_different_tokens_are_reported_and_not_compared(tmp_path):
     saved(made(), tmp_path)
     saved(other, tmp_path)
     (section,) = report("title", collect([tmp_path])).sections
-    assert "different tokens" in {doubt.kind for doubt in section.warnings_about}
+    assert "different tokens" in {warning.kind for warning in section.warnings}
     assert section.shared is None
     assert set(cells(section.results)) == {"windowed", "attention_sinks"}
 
 
-# doubts
+# warnings
 
 N = 600
 SLOWER = np.where(np.arange(N) < 300, 1.0, 2.0)
@@ -320,12 +320,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_doubt_is_raised_by_what_it_is_about_and_by_nothing_else(wrong):
+def test_a_warning_is_raised_by_what_it_is_about_and_by_nothing_else(wrong):
     clean = [made("transformers", seed=1), made("windowed")]
-    assert warnings_about(Group("", clean)) == []
-    found = warnings_about(Group("", [clean[0], WRONG[wrong](clean[1])]))
-    assert {doubt.kind for doubt in found} == {wrong.split(":")[0]}
-    assert all("windowed" in doubt.runs for doubt in found)
+    assert find_warnings(Group("", clean)) == []
+    found = find_warnings(Group("", [clean[0], WRONG[wrong](clean[1])]))
+    assert {warning.kind for warning in found} == {wrong.split(":")[0]}
+    assert all("windowed" in warning.runs for warning in found)
 
 
 @given(
@@ -336,13 +336,13 @@ def test_a_doubt_is_raised_by_what_it_is_about_and_by_nothing_else(wrong):
     every=st.sampled_from([1, 2, 5, 20]),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_clean_run_of_any_length_growth_and_thinning_raises_no_doubt(seed, n, spread, growth, every):
+def test_a_clean_run_of_any_length_growth_and_thinning_raises_no_warning(seed, n, spread, growth, every):
     run, rng = made(n=n, seed=seed), np.random.default_rng(seed)
     slower = 0.02 * (1 + growth * np.arange(n) / n) * rng.uniform(1 - spread, 1 + spread, n)
     frame = run.frame.assign(latency=slower, kv_cache_bytes=run.frame["input_length"] * 1024)
     kept = frame.iloc[every - 1 :: every].reset_index(drop=True)
     if len(kept):
-        assert warnings_about(Group("", [replace(run, frame=kept)])) == []
+        assert find_warnings(Group("", [replace(run, frame=kept)])) == []
 
 
 ANY = st.one_of(st.none(), st.booleans(), st.integers(-5, 10**6), st.floats(), st.text(max_size=8), st.lists(st.none()))

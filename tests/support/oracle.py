@@ -128,6 +128,11 @@ class OracleLayer(CacheLayerMixin):
 
 def oracle(model: PreTrainedModel, stream: Tensor, window: int, sinks: int) -> Tensor:
     """The NLL of every token of ``stream`` but the first, from a cache of the first ``sinks`` and the latest tokens."""
+    return _nll(oracle_logits(model, stream, window, sinks), stream)
+
+
+def oracle_logits(model: PreTrainedModel, stream: Tensor, window: int, sinks: int) -> list[Tensor]:
+    """The logits ``(V,)`` behind every token of ``stream`` but the last."""
     rotations, config = Rotations(model), model.config
     sliding, count = getattr(config, "sliding_window", None), config.num_hidden_layers
     kinds = getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"] * count
@@ -142,25 +147,40 @@ def oracle(model: PreTrainedModel, stream: Tensor, window: int, sinks: int) -> T
         else:
             continue
         cache.layers[i] = mine[-1]
-    nlls = []
+    logits = []
     with torch.inference_mode(), rotations.caught():
         for t in range(len(stream) - 1):
             position = min(t, window)
             for layer in mine:
                 layer.query = position
-            nlls.append(_nll(model, cache, stream, t, position))
-    return torch.tensor(nlls, dtype=torch.float64)
+            logits.append(_step(model, cache, stream, t, position))
+    return logits
 
 
 def dense(model: PreTrainedModel, stream: Tensor) -> Tensor:
-    """The same from transformers' own cache, which drops nothing."""
+    """The same NLLs from transformers' own cache, which drops nothing."""
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        nlls = [_nll(model, cache, stream, t, t) for t in range(len(stream) - 1)]
-    return torch.tensor(nlls, dtype=torch.float64)
+        logits = [_step(model, cache, stream, t, t) for t in range(len(stream) - 1)]
+    return _nll(logits, stream)
 
 
-def _nll(model: PreTrainedModel, cache: DynamicCache, stream: Tensor, t: int, position: int) -> float:
+def recomputed(model: PreTrainedModel, stream: Tensor, window: int) -> Tensor:
+    """The same NLLs without any cache: each from a forward over the last ``window`` tokens before it."""
+    with torch.inference_mode():
+        logits = [
+            model(input_ids=stream[None, max(0, t + 1 - window) : t + 1], use_cache=False).logits[0, -1].clone()
+            for t in range(len(stream) - 1)
+        ]
+    return _nll(logits, stream)
+
+
+def _step(model: PreTrainedModel, cache: DynamicCache, stream: Tensor, t: int, position: int) -> Tensor:
     places = {"position_ids": torch.tensor([[position]])} if model.config.model_type not in ("bloom", "mpt") else {}
-    logits = model(stream[None, t : t + 1], past_key_values=cache, use_cache=True, **places).logits[0, -1]
-    return -float(logits.double().log_softmax(-1)[stream[t + 1]])
+    return model(stream[None, t : t + 1], past_key_values=cache, use_cache=True, **places).logits[0, -1].clone()
+
+
+def _nll(logits: list[Tensor], stream: Tensor) -> Tensor:
+    if not logits:
+        return torch.zeros(0, dtype=torch.float64)
+    return -torch.stack(logits).double().log_softmax(-1).gather(1, stream[1:, None])[:, 0]

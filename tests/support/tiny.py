@@ -1,6 +1,6 @@
 """Tiny random models in float32, one builder for each way in which positions or layers differ."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -120,6 +120,13 @@ HYBRID: dict[str, Builder] = {
 }
 
 STREAMABLE: dict[str, Builder] = {**ROTARY, **SCALED, **ALIBI, **HYBRID}
+
+
+@cache
+def shared(family: str) -> PreTrainedModel:
+    """The model of a streamable family, one for all tests that leave it as it is."""
+    return STREAMABLE[family]()
+
 
 LEARNED: dict[str, Builder] = {
     "gpt2": partial(build, "gpt2"),
