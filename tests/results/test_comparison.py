@@ -8,7 +8,8 @@ import pytest
 from conftest import golden_options
 
 from sinkbench.errors import UserError
-from sinkbench.results.comparison import compare, interval
+from sinkbench.results.comparison import compare_runs
+from sinkbench.results.intervals import interval
 
 N = 3000
 
@@ -41,7 +42,7 @@ def test_a_strategy_parts_where_it_starts_to_lose_and_fails_where_it_collapses()
     small = dense + np.where(np.arange(N) >= 1000, 0.1, 0.0)
     collapse = dense + np.where(np.arange(N) >= 2000, 3.0, 0.0)
     runs = {"transformers": frame(dense), "attention_sinks": frame(small), "windowed": frame(collapse)}
-    found = {run.name: run for run in compare(runs)}
+    found = {run.name: run for run in compare_runs(runs)}
     assert found["attention_sinks"].diverges == 1001
     assert found["attention_sinks"].breaks is None
     assert found["windowed"].diverges == found["windowed"].breaks == 2001
@@ -53,14 +54,14 @@ def test_a_strategy_parts_where_it_starts_to_lose_and_fails_where_it_collapses()
 def test_dense_attention_that_fails_past_its_context_is_said_to_fail():
     sinks = 2 + 0.1 * noise(3)
     dense = sinks + np.where(np.arange(N) >= 1500, 4.0, 0.0)
-    found = {run.name: run for run in compare({"transformers": frame(dense), "attention_sinks": frame(sinks)})}
+    found = {run.name: run for run in compare_runs({"transformers": frame(dense), "attention_sinks": frame(sinks)})}
     assert found["transformers"].breaks == 1501
     assert found["attention_sinks"].breaks is None
     assert found["attention_sinks"].loss.value < 0
 
 
 def test_runs_of_different_length_are_compared_over_what_they_share():
-    compared = compare({"transformers": frame(noise(4)), "windowed": frame(noise(4)[:1000])})
+    compared = compare_runs({"transformers": frame(noise(4)), "windowed": frame(noise(4)[:1000])})
     assert {run.tokens for run in compared} == {1000}
 
 
@@ -78,9 +79,9 @@ def save(csv, nll, every=1):
 def test_a_thinned_run_is_compared_token_by_token_and_by_its_own_mean():
     dense = with_overall(frame(2 + 0.1 * noise(7)))
     windowed = with_overall(frame(dense["nll"] + np.where(np.arange(N) >= 1500, 1.0, 0.0)))
-    full = {run.name: run for run in compare({"transformers": dense, "windowed": windowed})}["windowed"]
+    full = {run.name: run for run in compare_runs({"transformers": dense, "windowed": windowed})}["windowed"]
     thinned = windowed[windowed["input_length"] % 3 == 0].reset_index(drop=True)
-    found = {run.name: run for run in compare({"transformers": dense, "windowed": thinned})}["windowed"]
+    found = {run.name: run for run in compare_runs({"transformers": dense, "windowed": thinned})}["windowed"]
     assert (found.tokens, found.spacing) == (N, 3)
     assert found.perplexity.value == pytest.approx(full.perplexity.value)
     assert found.loss.value == pytest.approx(full.loss.value)
@@ -90,17 +91,17 @@ def test_a_thinned_run_is_compared_token_by_token_and_by_its_own_mean():
 def test_too_few_rows_tell_no_onset_and_none_in_common_tell_nothing():
     runs = {"transformers": frame(noise(8)), "windowed": frame(noise(8) + np.where(np.arange(N) >= 9, 5.0, 0.0))}
     sparse = {name: run[run["input_length"] % 10 == 0] for name, run in runs.items()}
-    assert [(run.diverges, run.breaks) for run in compare(sparse)] == [(None, None)] * 2
+    assert [(run.diverges, run.breaks) for run in compare_runs(sparse)] == [(None, None)] * 2
     mean_difference = {name: run[run["input_length"] % 2 == i] for i, (name, run) in enumerate(runs.items())}
     with pytest.raises(UserError, match="share no row"):
-        compare(mean_difference)
+        compare_runs(mean_difference)
 
 
 def test_runs_over_different_tokens_are_refused_and_the_first_difference_named():
     other = np.arange(N)
     other[500] = 0
     with pytest.raises(UserError, match="token 501"):
-        compare({"transformers": frame(noise(5)), "windowed": frame(noise(5), other)})
+        compare_runs({"transformers": frame(noise(5)), "windowed": frame(noise(5), other)})
 
 
 def test_the_command_prints_a_line_for_each_run(here, tmp_path):
