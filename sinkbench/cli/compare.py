@@ -133,7 +133,7 @@ def _what_happened(run: "Comparison") -> str:
     from sinkbench.results.comparison import SPARSE, onset_text
 
     if run.spacing > SPARSE:
-        return "too few rows to tell"
+        return "fails; too few rows to tell where" if run.fails else "too few rows to tell"
     if run.breaks is not None:
         return f"fails from token {onset_text(run.breaks, run.spacing)} on"
     if run.diverges is not None:

@@ -61,10 +61,8 @@ def unfit_baseline(run: Run, compared: Comparison) -> str | None:
             f"dense attention is read beyond the {trained:,.0f} tokens the model was trained for: from there on it is "
             "no baseline"
         )
-    if compared.breaks is None:
+    if not compared.fails:
         return None
+    where = f" from token {onset_text(compared.breaks, compared.spacing)} on" if compared.breaks is not None else ""
     beyond = ", perhaps beyond what the model was trained for" if dense else ""
-    return (
-        f"{'dense attention' if dense else run.name} fails from token "
-        f"{onset_text(compared.breaks, compared.spacing)} on{beyond}: from there on it is no baseline"
-    )
+    return f"{'dense attention' if dense else run.name} fails{where}{beyond}: from there on it is no baseline"

@@ -32,6 +32,7 @@ class Comparison:
         mean_difference: mean absolute difference of its NLLs to the baseline's, nats, of the rows there are.
         diverges: the first token from which the run loses to the baseline; ``None`` where it never does.
         breaks: the first token from which the run fails against the best of all; ``None`` where it never does.
+        fails: whether it fails, also where there are too few rows to say from which token on.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Comparison:
     mean_difference: float | None
     diverges: int | None
     breaks: int | None
+    fails: bool
 
 
 def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) -> list[Comparison]:
@@ -69,10 +71,11 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
             loss = interval(values - base).moved(means[name] - means[baseline])
             mean_difference = float(np.abs(values - base).mean())
             diverges = _onset(values - base, DIVERGED)
-        onsets = (diverges, _onset(values - best, BROKEN))
+        onsets = (diverges, breaks := _onset(values - best, BROKEN))
         tokens = (None if row is None or spacing > SPARSE else int(places[row - 1]) for row in onsets)
         perplexity = interval(values).moved(means[name]).exp()
-        compared.append(Comparison(name, int(places[-1]), spacing, perplexity, loss, mean_difference, *tokens))
+        fails = breaks is not None
+        compared.append(Comparison(name, int(places[-1]), spacing, perplexity, loss, mean_difference, *tokens, fails))
     return compared
 
 

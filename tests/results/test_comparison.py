@@ -145,3 +145,87 @@ def test_runs_over_different_texts_are_refused_by_the_command(here, tmp_path):
     status, _, error = here("compare", tmp_path / "out")
     assert status == 2
     assert "not over the same tokens: they differ from token 1 on" in error
+
+
+def dense_and_others(folder, breaks=10**9, **record):
+    """Two windowed runs and a dense one that fails from token ``breaks`` on, with records."""
+    dense = 2 + 0.1 * noise(9)
+    save(folder / "transformers.csv", dense + np.where(np.arange(N) >= breaks, 2.0, 0.0))
+    for size in (8, 64):
+        save(folder / f"windowed-window_{size}.csv", dense + 1 / size)
+    if record:
+        (folder / "transformers.json").write_text(json.dumps({"experiment": "transformers", **record}))
+    return folder
+
+
+def lines(out, begin):
+    return [line for line in out.splitlines() if line.startswith(begin)]
+
+
+def test_compare_says_which_run_is_the_baseline_and_why(here, tmp_path):
+    dense_and_others(tmp_path)
+    status, out, _ = here("compare", tmp_path)
+    assert (status, lines(out, "baseline")) == (0, ["baseline: transformers, the only run of dense attention"])
+    assert "warning" not in out
+    _, out, _ = here("compare", tmp_path, "--baseline", "windowed-window_8")
+    assert lines(out, "baseline") == ["baseline: windowed-window_8, as --baseline says"]
+
+
+def test_a_dense_run_is_the_baseline_by_its_record_whatever_its_file_is_called(here, tmp_path):
+    dense_and_others(tmp_path)
+    (tmp_path / "transformers.csv").rename(tmp_path / "full.csv")
+    (tmp_path / "full.json").write_text(json.dumps({"experiment": "transformers"}))
+    assert lines(here("compare", tmp_path)[1], "baseline") == ["baseline: full, the only run of dense attention"]
+
+
+def test_of_two_dense_runs_none_is_the_baseline_and_the_table_says_how_to_choose(here, tmp_path):
+    for place in ("plain", "graphs"):
+        save(tmp_path / place / "transformers.csv", 2 + 0.1 * noise(9))
+    status, out, _ = here("compare", tmp_path / "plain", tmp_path / "graphs")
+    assert status == 0
+    told = "no baseline: 2 runs are of dense attention; --baseline NAME chooses one (plain, graphs)"
+    assert lines(out, "no baseline") == [told]
+    assert "ΔNLL" not in out
+    assert "perplexity" in out
+    assert "ΔNLL" in here("compare", tmp_path / "plain", tmp_path / "graphs", "--baseline", "graphs")[1]
+
+
+def test_without_a_dense_run_there_is_no_baseline(here, tmp_path):
+    dense_and_others(tmp_path)
+    status, out, _ = here("compare", *sorted(tmp_path.glob("windowed*.csv")))
+    assert status == 0
+    told = (
+        "no baseline: no run is of dense attention; --baseline NAME chooses one (windowed-window_64, windowed-window_8)"
+    )
+    assert lines(out, "no baseline") == [told]
+
+
+@pytest.mark.parametrize(("trained", "warned"), [(2048, True), (N, False), (4096, False)])
+def test_dense_attention_read_beyond_what_the_model_was_trained_for_is_said_to_be_no_baseline(
+    trained, warned, here, tmp_path
+):
+    dense_and_others(tmp_path, model={"context_length": trained})
+    told = (
+        "warning: dense attention is read beyond the 2,048 tokens the model was trained for: from there on it is no "
+        "baseline"
+    )
+    assert lines(here("compare", tmp_path)[1], "warning") == ([told] if warned else [])
+
+
+def test_a_baseline_that_fails_is_said_to_be_none_where_no_record_tells(here, tmp_path):
+    dense_and_others(tmp_path, breaks=1500)
+    (told,) = lines(here("compare", tmp_path)[1], "warning")
+    assert "dense attention fails from token 1,501 on" in told
+    assert "from there on it is no baseline" in told
+    (told,) = lines(here("compare", tmp_path, "--baseline", "transformers")[1], "warning")
+    assert "no baseline" in told
+
+
+def test_a_baseline_that_fails_is_noticed_in_thinned_files_too(here, tmp_path):
+    values = 2 + np.resize(noise(9), 30_000) * 0.1
+    save(tmp_path / "windowed.csv", values, every=25)
+    save(tmp_path / "transformers.csv", values + np.where(np.arange(30_000) >= 9000, 2.0, 0.0), every=25)
+    _, out, _ = here("compare", tmp_path)
+    (told,) = lines(out, "warning")
+    assert "dense attention fails, perhaps beyond" in told
+    assert "fails; too" in out  # few rows to tell where

@@ -254,6 +254,33 @@ def test_rows_too_sparse_do_not_tell_where_a_run_breaks(every, told):
     ]
 
 
+def sections_of(*runs):
+    (section,) = report("title", [Group("", list(runs))]).sections
+    return section
+
+
+def test_dense_attention_read_beyond_what_the_model_was_trained_for_is_a_warning_once():
+    trained = {"model": {"name": "tiny", "revision": "abc", "context_length": 500}}
+    section = sections_of(made("transformers", **trained), made("windowed", **trained), made("recompute", **trained))
+    (warning,) = section.warnings
+    assert (warning.kind, warning.runs) == ("no baseline", ("transformers",))
+    assert "beyond the 500 tokens the model was trained for: from there on it is no baseline" in warning.message
+    enough = {"model": trained["model"] | {"context_length": 600}}
+    assert sections_of(made("transformers", **enough), made("windowed", **enough)).warnings == []
+
+
+def test_dense_attention_that_fails_is_a_warning_where_no_record_tells():
+    section = sections_of(failing("transformers", 2500, 4000), failing("windowed", 10**9, 4000))
+    (warning,) = [warning for warning in section.warnings if warning.kind == "no baseline"]
+    assert "dense attention fails from token 2,5" in warning.message
+
+
+def test_of_two_dense_runs_none_is_the_baseline_and_a_note_says_so():
+    section = sections_of(made("transformers-a"), made("transformers-b", seed=1), made("windowed", seed=2))
+    assert "NLL above dense" not in next(iter(cells(section.shared).values()))
+    assert any("2 runs are of dense attention" in note for note in section.shared.notes)
+
+
 def test_runs_over_different_tokens_are_reported_and_not_compared(tmp_path):
     other = with_rows(made("attention_sinks"), token=made().frame["token"].replace(made().frame["token"].iloc[9], 1.0))
     saved(made(), tmp_path)
