@@ -71,12 +71,26 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
             loss = interval(values - base).moved(means[name] - means[baseline])
             mean_difference = float(np.abs(values - base).mean())
             diverges = _onset(values - base, DIVERGED)
-        onsets = (diverges, breaks := _onset(values - best, BROKEN))
-        tokens = (None if row is None or spacing > SPARSE else int(places[row - 1]) for row in onsets)
-        perplexity = interval(values).moved(means[name]).exp()
-        fails = breaks is not None
-        compared.append(Comparison(name, int(places[-1]), spacing, perplexity, loss, mean_difference, *tokens, fails))
+        breaks = _onset(values - best, BROKEN)
+        compared.append(
+            Comparison(
+                name,
+                tokens=int(places[-1]),
+                spacing=spacing,
+                perplexity=interval(values).moved(means[name]).exp(),
+                loss=loss,
+                mean_difference=mean_difference,
+                diverges=_token(diverges, places, spacing),
+                breaks=_token(breaks, places, spacing),
+                fails=breaks is not None,
+            )
+        )
     return compared
+
+
+def _token(row: int | None, places: np.ndarray, spacing: int) -> int | None:
+    """The token of a row (from 1), where there are rows enough to say it."""
+    return None if row is None or spacing > SPARSE else int(places[row - 1])
 
 
 def onset_text(token: int, spacing: int) -> str:

@@ -1,6 +1,6 @@
-"""How a run looks in figures and reports: any number of strategies, and of runs of each, can be told from each other.
+"""How a run looks in figures and reports: no two look alike, however many strategies there are, and runs of each.
 
-A colour is a strategy's. There are eight that colour-blind people can tell from each other; strategies beyond these,
+A colour is a strategy's. There are eight that colour-blind people can distinguish; strategies beyond these,
 and further runs of one strategy, share a colour and carry marks. Where dashes mean nothing else, they differ too.
 """
 

@@ -183,8 +183,8 @@ def test_of_two_dense_runs_none_is_the_baseline_and_the_table_says_how_to_choose
         save(tmp_path / place / "transformers.csv", 2 + 0.1 * noise(9))
     status, out, _ = here("compare", tmp_path / "plain", tmp_path / "graphs")
     assert status == 0
-    told = "no baseline: 2 runs are of dense attention; --baseline NAME chooses one (plain, graphs)"
-    assert lines(out, "no baseline") == [told]
+    expected = "no baseline: 2 runs are of dense attention; --baseline NAME chooses one (plain, graphs)"
+    assert lines(out, "no baseline") == [expected]
     assert "ΔNLL" not in out
     assert "perplexity" in out
     assert "ΔNLL" in here("compare", tmp_path / "plain", tmp_path / "graphs", "--baseline", "graphs")[1]
@@ -194,10 +194,10 @@ def test_without_a_dense_run_there_is_no_baseline(here, tmp_path):
     dense_and_others(tmp_path)
     status, out, _ = here("compare", *sorted(tmp_path.glob("windowed*.csv")))
     assert status == 0
-    told = (
+    expected = (
         "no baseline: no run is of dense attention; --baseline NAME chooses one (windowed-window_64, windowed-window_8)"
     )
-    assert lines(out, "no baseline") == [told]
+    assert lines(out, "no baseline") == [expected]
 
 
 @pytest.mark.parametrize(("trained", "warned"), [(2048, True), (N, False), (4096, False)])
@@ -205,20 +205,20 @@ def test_dense_attention_read_beyond_what_the_model_was_trained_for_is_said_to_b
     trained, warned, here, tmp_path
 ):
     dense_and_others(tmp_path, model={"context_length": trained})
-    told = (
+    expected = (
         "warning: dense attention is read beyond the 2,048 tokens the model was trained for: from there on it is no "
         "baseline"
     )
-    assert lines(here("compare", tmp_path)[1], "warning") == ([told] if warned else [])
+    assert lines(here("compare", tmp_path)[1], "warning") == ([expected] if warned else [])
 
 
-def test_a_baseline_that_fails_is_said_to_be_none_where_no_record_tells(here, tmp_path):
+def test_a_baseline_that_fails_is_said_to_be_none_where_no_record_says_so(here, tmp_path):
     dense_and_others(tmp_path, breaks=1500)
-    (told,) = lines(here("compare", tmp_path)[1], "warning")
-    assert "dense attention fails from token 1,501 on" in told
-    assert "from there on it is no baseline" in told
-    (told,) = lines(here("compare", tmp_path, "--baseline", "transformers")[1], "warning")
-    assert "no baseline" in told
+    (warning,) = lines(here("compare", tmp_path)[1], "warning")
+    assert "dense attention fails from token 1,501 on" in warning
+    assert "from there on it is no baseline" in warning
+    (warning,) = lines(here("compare", tmp_path, "--baseline", "transformers")[1], "warning")
+    assert "no baseline" in warning
 
 
 def test_a_baseline_that_fails_is_noticed_in_thinned_files_too(here, tmp_path):
@@ -226,6 +226,6 @@ def test_a_baseline_that_fails_is_noticed_in_thinned_files_too(here, tmp_path):
     save(tmp_path / "windowed.csv", values, every=25)
     save(tmp_path / "transformers.csv", values + np.where(np.arange(30_000) >= 9000, 2.0, 0.0), every=25)
     _, out, _ = here("compare", tmp_path)
-    (told,) = lines(out, "warning")
-    assert "dense attention fails, perhaps beyond" in told
+    (warning,) = lines(out, "warning")
+    assert "dense attention fails, perhaps beyond" in warning
     assert "fails; too" in out  # few rows to tell where

@@ -230,7 +230,7 @@ def failing(name, at, n, seed=0):
     return with_rows(run, nll=worse, overall_ppl=np.exp(worse.expanding().mean()))
 
 
-def test_where_a_run_breaks_is_told_also_behind_the_end_of_a_shorter_one():
+def test_where_a_run_breaks_is_known_also_behind_the_end_of_a_shorter_one():
     runs = [failing("transformers", 2500, 4000), failing("windowed", 500, 900), failing("attention_sinks", 10**9, 5000)]
     shared = compare_group(runs)
     assert shared.tokens == 900
@@ -239,14 +239,14 @@ def test_where_a_run_breaks_is_told_also_behind_the_end_of_a_shorter_one():
     assert shared.onsets["attention_sinks"].token is None
 
 
-@pytest.mark.parametrize(("every", "told"), [(1, True), (5, True), (20, False)])
-def test_rows_too_sparse_do_not_tell_where_a_run_breaks(every, told):
+@pytest.mark.parametrize(("every", "known"), [(1, True), (5, True), (20, False)])
+def test_rows_too_sparse_do_not_tell_where_a_run_breaks(every, known):
     runs = [failing("transformers", 10**9, 12000), failing("windowed", 6000, 12000)]
     runs = [replace(run, frame=run.frame.iloc[every - 1 :: every].reset_index(drop=True)) for run in runs]
     shared = compare_group(runs)
-    assert ("windowed" in shared.onsets) == told
-    assert bool(shared.not_judged) == (not told)
-    if told:
+    assert ("windowed" in shared.onsets) == known
+    assert bool(shared.not_judged) == (not known)
+    if known:
         assert shared.onsets["windowed"].token == pytest.approx(6000, abs=2 * every)
     whole = compare_group([failing("transformers", 10**9, 12000), failing("windowed", 6000, 12000)])
     assert [run.loss and run.loss.value for run in shared.compared] == [
@@ -269,7 +269,7 @@ def test_dense_attention_read_beyond_what_the_model_was_trained_for_is_a_warning
     assert sections_of(made("transformers", **enough), made("windowed", **enough)).warnings == []
 
 
-def test_dense_attention_that_fails_is_a_warning_where_no_record_tells():
+def test_dense_attention_that_fails_is_a_warning_where_no_record_says_so():
     section = sections_of(failing("transformers", 2500, 4000), failing("windowed", 10**9, 4000))
     (warning,) = [warning for warning in section.warnings if warning.kind == "no baseline"]
     assert "dense attention fails from token 2,5" in warning.message
