@@ -20,6 +20,7 @@ from sinkbench.metrics.fluency import BLOCK, NonWords, Repetition, fresh_nll, vo
 from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import check_reach
+from sinkbench.results.columns import measured_by
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import FINISHED
 from sinkbench.runs.run import exit_reason
@@ -27,7 +28,6 @@ from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
 from sinkbench.strategies import Plan, choose
 
-MORE = ("fresh_nll", "repetition", "non_word")
 PROMPT = "Once upon a time, in a small village by the sea, there lived"
 
 
@@ -92,7 +92,7 @@ def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text
     written = Written(tokenizer(options.prompt)["input_ids"])
     if not written.prompt:
         raise UserError("the prompt is empty: give at least one token to begin with")
-    with RowWriter(options.csv, options.overwrite, MORE) as writer:
+    with RowWriter(options.csv, options.overwrite, measured_by("generate")) as writer:
         model = load_model(options.model)
         plan = chosen.plan(layer_sizes(model.config))
         if plan.dense:
@@ -172,7 +172,8 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
         spoken, (repeated, odd) = written.said[i], written.rates[i]
         fed = len(written.prompt) + i
         step = Steps(fed, [spoken.nll], spoken.latency, vram_allocated(), [spoken.kv_cache_bytes])
-        writer.write(step, [spoken.token], (written.fresh[i], repeated, odd))
+        more = {"fresh_nll": [written.fresh[i]], "repetition": [repeated], "non_word": [odd]}
+        writer.write(step, [spoken.token], more)
 
 
 def _opening(options: GenerateOptions, model: PreTrainedModel) -> dict[str, Any]:

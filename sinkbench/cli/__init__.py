@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import typer
 
 from sinkbench.cli.chat import chat
-from sinkbench.cli.compare import compare_runs
+from sinkbench.cli.compare import compare
 from sinkbench.cli.doctor import doctor
 from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
@@ -33,7 +33,7 @@ app.command()(sweep)
 app.command()(generate)
 app.command()(chat)
 app.command()(plot)
-app.command("compare")(compare_runs)
+app.command()(compare)
 app.command()(report)
 app.command()(speed)
 app.command()(doctor)

@@ -10,6 +10,7 @@ from sinkbench.config import ModelSource, RunOptions
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
 from sinkbench.models.loading import load_tokenizer
+from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
@@ -91,7 +92,7 @@ def finished_in(folder: Path) -> dict[str, RunResult]:
             continue
         if isinstance(record, dict) and record.get("exit_reason") in RESULTS and isinstance(record.get("key"), str):
             result = _result(path.with_suffix(".csv"), record)
-            if _rows_in(result.csv) == result.rows:
+            if complete_rows_in(result.csv) == result.rows:
                 found[record["key"]] = result
     return found
 
@@ -110,14 +111,6 @@ def _result(csv: Path, record: dict[str, Any]) -> RunResult:
         kv_cache_bytes=record.get("peak_kv_cache_bytes") or 0,
         untimed=max(0, (record.get("rows") or 0) - (record.get("timed_rows", record.get("rows")) or 0)),
     )
-
-
-def _rows_in(csv: Path) -> int:
-    try:
-        with csv.open("rb") as file:
-            return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) - 1)
-    except OSError:
-        return 0
 
 
 Launch = Callable[

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -15,12 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+import numpy as np
+
 from sinkbench.config import RunOptions
 from sinkbench.errors import UserError
+from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.record import write_json
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.run import run
-from sinkbench.runs.writer import COLUMNS, put, rows_of
+from sinkbench.runs.writer import put, rows_of
 from sinkbench.sweeps.launchers.local import Shelf
 
 
@@ -140,15 +142,14 @@ def verified(brought: Transfer, options: RunOptions) -> dict[str, Any]:
     try:
         record = json.loads(brought.record)
         said = record["rows"], record["key"]
-        cells = rows_of(brought.rows, COLUMNS, options.csv).cells
-        right = all(
-            int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
-            for number, row in enumerate(cells, start=1)
+        rows = rows_of(brought.rows, BASE_COLUMNS, options.csv).frame
+        right = len(rows) == 0 or (
+            np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
         )
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is not whole: {error}") from error
-    if not right or len(cells) != said[0]:
-        raise UserError(f"{where} is not whole: {len(cells)} rows where its record says {said[0]}")
+    if not right or len(rows) != said[0]:
+        raise UserError(f"{where} is not whole: {len(rows)} rows where its record says {said[0]}")
     return record
 
 
