@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from sinkbench.models import embedded
-from sinkbench.strategies import STRATEGIES
+from sinkbench.strategies.registry import BUILTIN as STRATEGIES
 from sinkbench.validation import Axis, Count, Flag, Text, Whole, one_of
 
 
@@ -112,7 +111,7 @@ class Options(BaseModel):
     experiment: Axis[Annotated[str, one_of(STRATEGIES)]] = ["attention_sinks"]
     window_size: Axis[Count] = [1024]
     attention_sink_size: Axis[Whole] = [4]
-    model_name_or_path: Axis[Text] = [embedded.MODEL]
+    model_name_or_path: Axis[Text] = ["smollm2-135m"]
     revision: Text = "main"
     trust_remote_code: Flag = False
     allow_pickle: Flag = False
@@ -121,7 +120,7 @@ class Options(BaseModel):
     random_weights: Flag = False
     load_in_4bit: Flag = False
     load_in_8bit: Flag = False
-    dataset_name: Axis[Text] = [embedded.TEXT]
+    dataset_name: Axis[Text] = ["kjv"]
     dataset_revision: Text = "main"
     streaming: Flag = True
     data_column: Text = "text"

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.api.decoding import Detokenizer, Sampling, Session, speak
 from sinkbench.errors import UserError
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Plan
 
 MARK = "\x02answer\x02"
 
@@ -20,7 +20,7 @@ class Chat:
     """A conversation with ``model`` by the chat template of ``tokenizer``.
 
     The text of the conversation is not kept: each message is put into the template alone, as it would read
-    behind an answer. So memory does not grow with the number of turns, unless ``keep`` drops nothing.
+    behind an answer. So memory does not grow with the number of turns, unless ``plan`` drops nothing.
 
     Raises:
         UserError: the tokenizer has no chat template, or one whose turns cannot be told apart; or the model's
@@ -31,14 +31,14 @@ class Chat:
         self,
         model: PreTrainedModel,
         tokenizer: Any,
-        keep: Keep,
+        plan: Plan,
         sampling: Sampling,
         seed: int = 0,
         system: str | None = None,
     ) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("this model has no chat template: choose an instruct model, or sinkbench generate")
-        self.model, self.tokenizer, self.keep, self.sampling = model, tokenizer, keep, sampling
+        self.model, self.tokenizer, self.plan, self.sampling = model, tokenizer, plan, sampling
         self.generator = torch.Generator().manual_seed(seed)
         self._opening = [{"role": "system", "content": system}] if system else []
         self._stops = self._stop_ids()
@@ -46,7 +46,7 @@ class Chat:
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        self.listener = Session(self.model, self.keep)
+        self.listener = Session(self.model, self.plan)
         self.turns = self.tokens = 0
 
     def say(self, message: str, max_new_tokens: int) -> Iterator[str]:
@@ -67,7 +67,8 @@ class Chat:
     def stats(self) -> str:
         """Cache and memory, in one line."""
         memory = psutil.Process().memory_info().rss
-        room = "no limit" if self.keep.window is None else f"of {self.keep.window:,}"
+        most = self.plan.context or self.plan.window
+        room = "no limit" if most is None else f"of {most:,}"
         return (
             f"{self.turns:,} turns, {self.tokens:,} tokens so far; cache: {self.listener.held:,} entries ({room}), "
             f"{self.listener.kv_cache_bytes / 2**20:.1f} MiB; process: {memory / 2**20:,.0f} MiB"

@@ -16,7 +16,8 @@ from sinkbench.api.patching import Patch
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.errors import UserError
 from sinkbench.models.checkpoints import check_complete
-from sinkbench.strategies import Keep
+from sinkbench.models.sizes import layer_sizes
+from sinkbench.strategies import Chosen, Plan, choose
 
 SINKS, WINDOW = 4, 1020
 
@@ -30,7 +31,7 @@ class Loader:
         cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
     ) -> Any:
         """A model from its configuration, with random weights."""
-        return _given(cls.of(*args, **kwargs), _keep(attention_sink_size, attention_sink_window_size))
+        return _given(cls.of(*args, **kwargs), _chosen(attention_sink_size, attention_sink_window_size))
 
     @classmethod
     def from_pretrained(
@@ -46,22 +47,22 @@ class Loader:
             UserError: sizes that cannot be, a model whose positions cannot stream, or missing weights, which would be
                 random. With ``output_loading_info=True`` those are told there, and not refused.
         """
-        keep = _keep(attention_sink_size, attention_sink_window_size)
+        chosen = _chosen(attention_sink_size, attention_sink_window_size)
         told = kwargs.pop("output_loading_info", False)
         model, info = cls.of.from_pretrained(*args, output_loading_info=True, **kwargs)
         if told:
-            return _given(model, keep), info
+            return _given(model, chosen), info
         _refuse_random(args[0] if args else kwargs.get("pretrained_model_name_or_path"), info)
-        return _given(model, keep)
+        return _given(model, chosen)
 
     @classmethod
     def from_config(
         cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
     ) -> Any:
         """As ``from_config`` of transformers' auto classes: random weights."""
-        keep = _keep(attention_sink_size, attention_sink_window_size)
+        chosen = _chosen(attention_sink_size, attention_sink_window_size)
         make = getattr(cls.of, "from_config", None) or cls.of._from_config
-        return _given(make(*args, **kwargs), keep)
+        return _given(make(*args, **kwargs), chosen)
 
 
 def loader(name: str) -> type[Loader]:
@@ -88,10 +89,10 @@ class SinkCache(BatchedCache):
     def __init__(
         self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
     ) -> None:
-        keep = _keep(attention_sink_size, attention_sink_window_size)
+        chosen = _chosen(attention_sink_size, attention_sink_window_size)
         attached = Patch.to(model)
         weakref.finalize(self, attached.release)
-        super().__init__(model, keep)
+        super().__init__(model, _plan(model, chosen))
 
 
 @contextmanager
@@ -103,15 +104,16 @@ def attention_sinks(
     Raises:
         UserError: sizes that cannot be, or a model whose positions cannot stream.
     """
-    keep = _keep(attention_sink_size, attention_sink_window_size)
+    chosen = _chosen(attention_sink_size, attention_sink_window_size)
     attached = Patch.to(model)
-    before = attached.keep
+    before = attached.plan
     try:
-        BatchedCache(model, keep)  # refuses what cannot stream
-        attached.keep = keep
+        plan = _plan(model, chosen)
+        BatchedCache(model, plan)  # refuses what cannot stream
+        attached.plan = plan
         yield model
     finally:
-        attached.keep = before
+        attached.plan = before
         attached.release()
 
 
@@ -123,16 +125,21 @@ def _refuse_random(name: Any, info: dict[str, Any]) -> None:
     check_complete(str(name), {"missing_keys": missing, "mismatched_keys": (), "unexpected_keys": ()})
 
 
-def _given(model: PreTrainedModel, keep: Keep) -> PreTrainedModel:
+def _plan(model: PreTrainedModel, chosen: Chosen) -> Plan:
+    return chosen.plan(layer_sizes(model.config))
+
+
+def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
     attached = Patch.to(model)
+    plan = _plan(model, chosen)
     if model.device.type != "meta":
-        BatchedCache(model, keep)
-    attached.keep = keep
+        BatchedCache(model, plan)  # refuses what cannot stream
+    attached.plan = plan
     return model
 
 
-def _keep(sinks: int, recent: int) -> Keep:
+def _chosen(sinks: int, recent: int) -> Chosen:
     for name, value, least in (("attention_sink_size", sinks, 0), ("attention_sink_window_size", recent, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} must be a whole number of at least {least} (got {value!r})")
-    return Keep(sinks, recent)
+    return choose("attention_sinks", sinks + recent, sinks)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.engines.step import synchronize
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Plan
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,16 @@ class GeneratedToken:
 
 
 class Session:
-    """What a model has read so far, cut as ``keep`` says.
+    """What a model has read so far, cut as ``plan`` says.
 
     Raises:
         UserError: the model's positions cannot stream.
     """
 
-    def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
-        self.model, self.keep = model, keep
-        self.cache = None if keep.fresh else BatchedCache(model, keep)
-        self.recent: deque[int] = deque(maxlen=keep.recent)
+    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+        self.model, self.plan = model, plan
+        self.cache = BatchedCache(model, plan) if plan.context is None else None
+        self.recent: deque[int] = deque(maxlen=plan.context)
         self._narrow = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
 
     @property

@@ -15,11 +15,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from sinkbench.attention.adapters import mask_argument
-from sinkbench.attention.bands import attending
+from sinkbench.attention.redirection import attending
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
-from sinkbench.cache.strip import StripLayer
-from sinkbench.engines.parallel import chunk_for
+from sinkbench.engines.chunks import chunk_for
 from sinkbench.errors import UserError
 from sinkbench.positions.families import lasting, takes_positions
 
@@ -144,14 +143,16 @@ def _feed(
     """The outputs of each stretch, after its size and the number of tokens that follow it."""
     rows, n = call.shape
     sizes, apart = stretches(model, cache, n, rows)
-    longest = cache.reach(max(sizes)) if cache.keep.window is not None else cache.seen + n
+    longest = min(cache.reach.end(max(sizes)) + max(sizes), cache.seen + n)
     with ExitStack() as stack:
         stack.enter_context(lasting(model, longest))
         if apart:
             try:
                 stack.enter_context(attending(model, cache))
-            except UserError:  # attention that cannot be replaced: token by token is as exact
-                sizes, apart = [1] * n, False
+            except UserError:
+                if cache.needs_attention:
+                    raise
+                sizes, apart = [1] * n, False  # token by token is as exact
         if call.rest.get("output_attentions") and (apart or len(sizes) > 1):
             raise UserError("output_attentions is not to be had of several tokens that do not fit an empty cache")
         begin = 0
@@ -172,26 +173,22 @@ def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> 
     """How ``n`` new tokens are cut into forwards of ``model``, and whether those need attention of our own.
 
     What fits an empty cache is one plain forward. Anything else goes through
-    :func:`~sinkbench.attention.bands.attending`, in chunks chosen from the free memory. Models with a state
+    :func:`~sinkbench.attention.redirection.attending`, in chunks chosen from the free memory. Models with a state
     that passes from token to token, and those whose frequencies change within the window, are fed token by token
     where a chunk would not be exact.
     """
-    limit = min((layer.rope.limit for layer in cache.kept if layer.rope and layer.rope.limit), default=None)
-    window = cache.keep.window
-    stateful = any(not isinstance(layer, StripLayer) for layer in cache.layers)
-    fits = not cache.seen and all(x.keep.window is None or n <= x.keep.window + 1 for x in cache.kept)
-    if n == 1:
-        return [1], False
-    if limit is not None and (window is None or window + 1 >= limit):
-        whole = min(n, limit) if fits and not stateful else 1
-        return [whole] + [1] * (n - whole), False
+    plan, reach, ours = cache.plan, cache.reach, cache.needs_attention
+    fits = not cache.seen and all(x.window is None or n <= x.window + 1 for x in (layer.policy for layer in plan.kept))
+    if n == 1 or plan.by_score:
+        return [1] * n, ours
+    if not reach.lasts(cache.seen + n):
+        whole = min(n, reach.limit or n) if fits and not plan.stateful else 1
+        return [whole] + [1] * (n - whole), ours
     if fits:
         return [n], False
-    if stateful:
-        return [1] * n, False
-    chunk = max(chunk_for(model) // rows, 1)
-    if limit is not None and window is not None:
-        chunk = min(chunk, limit - window)
+    if plan.stateful:
+        return [1] * n, ours
+    chunk = reach.chunk(max(chunk_for(model) // rows, 1))
     return [chunk] * (n // chunk) + ([n % chunk] if n % chunk else []), True
 
 

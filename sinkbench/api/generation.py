@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench import strategies
 from sinkbench.api.decoding import Detokenizer, GeneratedToken, Sampling, Session, speak
 from sinkbench.config import ModelSource
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
 from sinkbench.metrics.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
 from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import check_reach
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import FINISHED
 from sinkbench.runs.run import exit_reason
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
+from sinkbench.strategies import Plan, choose
 
 MORE = ("fresh_nll", "repetition", "non_word")
 PROMPT = "Once upon a time, in a small village by the sea, there lived"
@@ -86,17 +87,18 @@ def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text
     Raises:
         UserError: whatever the user can mend.
     """
-    keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+    chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
     tokenizer = load_tokenizer(options.model)
     written = Written(tokenizer(options.prompt)["input_ids"])
     if not written.prompt:
         raise UserError("the prompt is empty: give at least one token to begin with")
     with RowWriter(options.csv, options.overwrite, MORE) as writer:
         model = load_model(options.model)
-        if keep.window is None:
+        plan = chosen.plan(layer_sizes(model.config))
+        if plan.dense:
             check_reach(model, len(written.prompt) + options.max_new_tokens)
         record = _opening(options, model)
-        error = _until_the_end(options, model, tokenizer, keep, written, writer, show)
+        error = _until_the_end(options, model, tokenizer, plan, written, writer, show)
         with undisturbed():
             _measure(model, written, writer)
             if writer.rows or not writer.replaces:
@@ -110,7 +112,7 @@ def _until_the_end(
     options: GenerateOptions,
     model: PreTrainedModel,
     tokenizer: Any,
-    keep: strategies.Keep,
+    plan: Plan,
     written: Written,
     writer: RowWriter,
     show: Callable[[str], None],
@@ -120,7 +122,7 @@ def _until_the_end(
     try:
         with signals():
             show(options.prompt)
-            _write(options, model, tokenizer, keep, written, writer, show)
+            _write(options, model, tokenizer, plan, written, writer, show)
         written.exit_reason = FINISHED
     except UserError:
         raise
@@ -136,7 +138,7 @@ def _write(
     options: GenerateOptions,
     model: PreTrainedModel,
     tokenizer: Any,
-    keep: strategies.Keep,
+    plan: Plan,
     written: Written,
     writer: RowWriter,
     show: Callable[[str], None],
@@ -145,7 +147,7 @@ def _write(
     generator = torch.Generator().manual_seed(options.seed)
     typist = Detokenizer(tokenizer)
     repetition, non_words = Repetition(), NonWords(tokenizer, vocabulary_of(options.prompt))
-    said = speak(Session(model, keep), written.prompt, sampling, generator)
+    said = speak(Session(model, plan), written.prompt, sampling, generator)
     for spoken in islice(said, options.max_new_tokens):
         with undisturbed():
             written.said.append(spoken)

@@ -18,7 +18,7 @@ from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import Probe
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Plan
 
 MODES = (
     GenerationMode.GREEDY_SEARCH,
@@ -46,13 +46,13 @@ class Patch:
     """What stands before the methods of one model.
 
     Attributes:
-        keep: what a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours.
+        plan: what a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours.
         holders: how many want it to stay.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.keep: Keep | None = None
+        self.plan: Plan | None = None
         self.holders = 0
         names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
         self._before = {name: vars(model).get(name) for name in names}
@@ -103,12 +103,12 @@ class Patch:
             if past.model is not self.model:
                 raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
             return past
-        if self.keep is None or isinstance(past, (StreamCache, Probe)):
+        if self.plan is None or isinstance(past, (StreamCache, Probe)):
             return None
         if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
             return None
         if past is None or (type(past) is DynamicCache and not past.get_seq_length()):
-            return BatchedCache(self.model, self.keep)
+            return BatchedCache(self.model, self.plan)
         raise UserError(
             f"{type(past).__name__} cannot keep what an attention-sink strategy says: leave past_key_values out, or "
             "pass the one that this model returned"
@@ -123,7 +123,7 @@ class Patch:
         own = self.own("generate")
         given = named(own, args, kwargs)
         ours = isinstance(given.get("past_key_values"), BatchedCache)
-        if not ours and (self.keep is None or _asked(given, "use_cache") is False):
+        if not ours and (self.plan is None or _asked(given, "use_cache") is False):
             return own(*args, **kwargs)
         self._check(given)
         return own(*args, **kwargs | {"use_cache": True})  # some configurations (MPT) turn it off
@@ -155,7 +155,7 @@ class Patch:
         """The inputs of the next forward: the part of ``input_ids`` that the cache has not seen."""
         past = kwargs.get("past_key_values")
         if not isinstance(past, BatchedCache):
-            if self.keep is None or (past is not None and past.get_seq_length()):
+            if self.plan is None or (past is not None and past.get_seq_length()):
                 own = self.own("prepare_inputs_for_generation")
                 return own(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         elif next_sequence_length is not None and next_sequence_length < 1:

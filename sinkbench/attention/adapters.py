@@ -80,6 +80,11 @@ ADAPTERS: dict[type[nn.Module], Callable[[Any, Attend], dict[str, Callable]]] = 
 }
 
 
+def replaceable(model: PreTrainedModel) -> bool:
+    """Whether the attention of ``model`` can be replaced: through transformers' registry, or by an adapter."""
+    return model._can_set_attn_implementation() or any(isinstance(m, tuple(ADAPTERS)) for m in model.modules())
+
+
 @contextmanager
 def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
     """Within this context, attention modules named in :data:`ADAPTERS` call ``attend``.
@@ -87,12 +92,12 @@ def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
     Raises:
         UserError: the model neither has such modules nor supports transformers' attention registry.
     """
-    found = [(m, make) for m in model.modules() for kind, make in ADAPTERS.items() if isinstance(m, kind)]
-    if not found and not model._can_set_attn_implementation():
+    if not replaceable(model):
         raise UserError(
             f"the attention of {type(model).__name__} cannot be fed many tokens at once under a strategy: "
             "use --engine stepwise"
         )
+    found = [(m, make) for m in model.modules() for kind, make in ADAPTERS.items() if isinstance(m, kind)]
     changed: list[tuple[nn.Module, str]] = []
     try:
         for module, make in found:

@@ -1,21 +1,58 @@
-"""Attention for many tokens at once under a strategy: a band of recent keys, and the sinks, in one softmax.
-
-Token ``t`` of a stream with window ``W = S + R`` attends to the window keys ``max(S, t - R) .. t`` at their distance
-in the text, and to the sinks ``0 .. S - 1`` as if it stood at position ``min(t, W)``: its query is turned by
-``min(t, W) - t`` for them. Each part gives an output and the logarithm of its softmax's denominator; the two
-are folded into the softmax over both (see docs/parallel.md).
-"""
+"""A model's attention in our hands, for as long as a ``with`` lasts."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from sinkbench.attention import by_position, by_score
 from sinkbench.attention.adapters import adapted
+from sinkbench.attention.scores import Scores
+from sinkbench.cache.scored import ScoredLayer
+from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.strip import StripLayer
+from sinkbench.positions.families import family_of
 
 Attend = Callable[..., Tensor]
+
+
+@contextmanager
+def attending(model: PreTrainedModel, cache: StreamCache) -> Iterator[None]:
+    """Within this context, forwards of ``model`` with ``cache`` read what its plan says.
+
+    They may feed many tokens at once where entries go by position.
+
+    Raises:
+        UserError: the attention of ``model`` cannot be redirected.
+    """
+    strips = [layer for layer in cache.kept if isinstance(layer, StripLayer)]
+    for layer in strips:
+        layer.sinks_in_attention = True
+    try:
+        with redirected(model, _attend_for(model, cache)):
+            yield
+    finally:
+        for layer in strips:
+            layer.sinks_in_attention = False
+
+
+def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
+    make = family_of(model).alibi
+    alibi = make(model) if make else None
+    rotations: by_position.Rotations = {}
+
+    def attend(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
+        """Answers with ``(B, H, n, D)`` for queries ``(B, H, n, D)`` of layer ``index``, just after its update."""
+        layer, scores = cache.layers[index], Scores(scale, alibi=alibi, **special)
+        if isinstance(layer, ScoredLayer):
+            return by_score.attend(layer, query, key, value, scores)
+        assert isinstance(layer, StripLayer)
+        return by_position.attend(layer, query, key, value, scores, rotations)
+
+    return attend
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.errors import UserError
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Plan
 
 
 @dataclass
@@ -34,11 +34,11 @@ class BatchedCache(Cache):
         groups: which rows share which cache; none before the first token.
     """
 
-    def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
         super().__init__(layers=[])
-        self.model, self.keep = model, keep
+        self.model, self.plan = model, plan
         self.columns = 0
-        self.groups = [Group([], StreamCache(model, keep))]  # refuses what cannot stream now and not later
+        self.groups = [Group([], StreamCache(model, plan))]  # refuses what cannot stream now and not later
 
     def __len__(self) -> int:
         """The number of layers, as of every cache of transformers; so an empty one is not false."""
@@ -62,7 +62,7 @@ class BatchedCache(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values held for the next step, over all rows and layers."""
-        return sum(group.cache.nbytes for group in self.groups)
+        return sum(group.cache.nbytes * max(1, len(group.rows)) for group in self.groups)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The text that passed, padding included. It is not the number of entries held: see :attr:`held`."""
@@ -77,7 +77,7 @@ class BatchedCache(Cache):
 
     def reset(self) -> None:
         """Forget the text, as if newly made."""
-        self.columns, self.groups = 0, [Group([], StreamCache(self.model, self.keep))]
+        self.columns, self.groups = 0, [Group([], StreamCache(self.model, self.plan))]
 
     def crop(self, tokens_to_remove: int) -> None:
         raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")

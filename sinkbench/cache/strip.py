@@ -1,12 +1,9 @@
-"""The cache: how a model is made to keep what a strategy says, through transformers' own cache protocol.
+"""A layer whose entries go by position: a strip of keys and values, and a view that slides along it.
 
-Each layer holds a *strip*: a buffer whose slots stand at consecutive positions. The cache is a view sliding along
-it, sinks first, so that an entry's position is its slot and the view is always in text order. Window keys never move
-inside the strip; the sinks are laid anew before the window on every step, turned from a pristine copy
-to the positions just before it: work in O(sinks), and rounding never accumulates. When the view reaches the strip's
-end it is copied back to the beginning, at most once in ``slack`` steps.
-
-Positions are kept small: when the next would pass ``reach``, all keys are turned back (:meth:`StreamCache._rebase`).
+The slots of a strip stand at consecutive positions. The view is always in text order, sinks first, so that an entry's
+position is its slot. Window keys never move inside the strip; the sinks are laid anew before the window on every step,
+from a pristine copy turned to where the query has to meet them: work in O(sinks), and rounding never accumulates. When
+the view reaches the strip's end it is copied back to the beginning, at most once in :func:`compaction_interval` steps.
 """
 
 from dataclasses import dataclass
@@ -16,16 +13,16 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkbench.errors import UserError
-from sinkbench.positions.rotary import Rope
-from sinkbench.strategies import Keep
+from sinkbench.positions.rotary import Rope, wide
+from sinkbench.strategies import LayerPlan, Policy
 
 BLOCK = 1024  # tokens by which an unbounded strip grows
 
 
-def compaction_interval(keep: Keep) -> int:
+def compaction_interval(policy: Policy) -> int:
     """Steps, at least, between two moves of all that is kept."""
-    assert keep.recent is not None
-    return 1 + max(keep.recent // 4, 32)
+    assert policy.recent is not None
+    return 1 + max(policy.recent // 4, 32)
 
 
 @dataclass
@@ -37,25 +34,26 @@ class Sinks:
 
 
 class StripLayer(CacheLayerMixin):
-    """One layer's keys and values under a :class:`Keep`.
+    """One layer's keys and values, of which the first and the last are kept.
 
     Args:
-        keep: what survives an update.
+        plan: what survives an update, and where it stands.
         rope: how this layer's keys turn with position; ``None`` where they do not.
-        is_sliding: whether this stands for a sliding-window layer of the model.
     """
 
     supports_early_init = False
 
-    def __init__(self, keep: Keep, rope: Rope | None, is_sliding: bool = False) -> None:
+    def __init__(self, plan: LayerPlan, rope: Rope | None) -> None:
         super().__init__()
-        self.keep, self.rope, self.is_sliding = keep, rope, is_sliding
+        self.plan, self.rope = plan, rope
+        self.policy = plan.policy
+        self.is_sliding = plan.sizes.kind == "sliding"
         self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
-        self.start = self.end = 0  # slots of the window, sinks apart
+        self.start = self.end = 0  # slots of the window, without the sinks
         self.offset = 0  # position of slot 0
         self.seen = 0  # tokens that passed
-        self.sinks_in_attention = False  # whether the attention handles the sinks itself (see sinkbench.attention)
-        self.keys_unrotated = False  # whether keys are kept unturned, and every step turns every key anew
+        self.sinks_in_attention = False  # whether the attention reads the sinks itself (sinkbench.attention)
+        self.keys_unrotated = False  # whether keys are kept unrotated, and every step turns every key anew
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -69,23 +67,18 @@ class StripLayer(CacheLayerMixin):
         """Add ``(B, H, n, D)`` keys and values; answer with all that the new tokens may attend to, in text order.
 
         More than one token at a time is exact as long as nothing has to be dropped between them. Beyond that the
-        attention has to be told (:func:`sinkbench.attention.bands.attending`): with ``apart`` set, the answer holds the
-        carried window and the new tokens, and not the sinks once they have left the window.
+        attention has to know (:func:`sinkbench.attention.redirection.attending`): with ``sinks_in_attention`` set, the
+        answer holds the carried window and the new tokens, and not the sinks once they have left the window.
 
         Raises:
             UserError: several tokens at once that plain attention would read wrongly.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        n = key_states.shape[-2]
-        if (
-            n > 1
-            and not self.sinks_in_attention
-            and self.keep.window is not None
-            and self.held + n > self.keep.window + 1
-        ):
+        n, window = key_states.shape[-2], self.policy.window
+        if n > 1 and not self.sinks_in_attention and window is not None and self.held + n > window + 1:
             raise UserError(
-                f"{n} tokens at once do not fit a cache of {self.keep.window}: feed them through a model loaded with "
+                f"{n} tokens at once do not fit a cache of {window}: feed them through a model loaded with "
                 "sinkbench.AutoModelForCausalLM, or one at a time"
             )
         self._make_room(key_states, value_states, n)
@@ -108,30 +101,31 @@ class StripLayer(CacheLayerMixin):
 
     def _turned(self, keys: Tensor, by: Tensor, length: int) -> Tensor:
         assert self.rope is not None
-        return self.rope.at_length(length).move(keys.float(), by)
+        return self.rope.at_length(length).move(keys.to(wide(keys.dtype)), by)
 
     def _lay_sinks(self) -> int:
         """Put the sinks into the slots just before the window; answer with the first slot of the view."""
         if self.sinks is None:
             return self.start
-        first, count = self.start - self.keep.sinks, self.keep.sinks
+        first, count = self.start - self.policy.sinks, self.policy.sinks
         if count:
             keys = self.sinks.keys
             if self.rope is not None and not self.keys_unrotated:
-                keys = self.rope.move(keys, torch.tensor([first + self.offset], device=self.device))
+                # in the cache, right before the window; in the text, as far from the newest token as there
+                by = first + self.offset if not self.plan.gap else self.end + self.offset - self.seen
+                keys = self.rope.move(keys, torch.tensor([by], device=self.device))
             self.keys[:, :, first : self.start] = keys
             self.values[:, :, first : self.start] = self.sinks.values
         return first
 
     def _evict(self) -> None:
-        recent = self.keep.recent
-        if recent is None or self.held <= self.keep.sinks + recent:
+        if not self.policy.dropped(self.seen):
             return
         if self.sinks is None:
-            count = self.keep.sinks
+            count = self.policy.sinks
             self.sinks = Sinks(self.keys[:, :, :count].clone(), self.values[:, :, :count].clone())
             self.start = count
-        self.start = max(self.start, self.end - recent)
+        self.start = max(self.start, self.end - (self.policy.held(self.seen) - self.policy.sinks))
 
     def _make_room(self, keys: Tensor, values: Tensor, n: int) -> None:
         capacity = self.keys.shape[2] if self.keys.numel() else 0
@@ -141,9 +135,9 @@ class StripLayer(CacheLayerMixin):
 
     def _needed(self, n: int) -> int:
         """Slots of a strip for what is held and ``n`` tokens at a time."""
-        if self.keep.recent is None:
+        if self.policy.window is None:
             return -(-(self.end - self.start + n) // BLOCK) * BLOCK
-        return self.keep.sinks + self.keep.recent + max(n, compaction_interval(self.keep))
+        return self.policy.window + max(n, compaction_interval(self.policy))
 
     def settle(self) -> None:
         """Give back the room that only many tokens at a time need."""
@@ -152,14 +146,14 @@ class StripLayer(CacheLayerMixin):
 
     def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
         """Move the window to the strip's beginning, behind the sinks' slots; the strip gets ``capacity`` slots."""
-        kept, first = self.end - self.start, self.keep.sinks if self.sinks is not None else 0
+        kept, first = self.end - self.start, self.policy.sinks if self.sinks is not None else 0
         self.keys = self._laid_back(self.keys, keys, first, capacity)
         self.values = self._laid_back(self.values, values, first, capacity)
         self.offset += self.start - first
         self.start, self.end = first, first + kept
 
     def _laid_back(self, strip: Tensor, like: Tensor, first: int, capacity: int) -> Tensor:
-        dtype = torch.float32 if self.keys_unrotated and strip is self.keys else like.dtype
+        dtype = wide(like.dtype) if self.keys_unrotated and strip is self.keys else like.dtype
         window = strip[:, :, self.start : self.end] if strip.numel() else None
         if strip.numel() == 0 or strip.shape[2] != capacity:
             strip = torch.empty(*like.shape[:2], capacity, like.shape[3], dtype=dtype, device=like.device)
@@ -179,20 +173,7 @@ class StripLayer(CacheLayerMixin):
     @property
     def held(self) -> int:
         """Entries kept for the next step, sinks among them."""
-        return self.end - self.start + (self.keep.sinks if self.sinks is not None else 0)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the keys and values held for the next step."""
-        return self.held * self.bytes_per_token
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of the keys and values of one token of every row."""
-        if not self.is_initialized or not self.keys.numel():
-            return 0
-        sizes = [x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() for x in (self.keys, self.values)]
-        return sizes[0] + sizes[1]
+        return self.end - self.start + (self.policy.sinks if self.sinks is not None else 0)
 
     def get_seq_length(self) -> int:
         return self.held
@@ -201,7 +182,7 @@ class StripLayer(CacheLayerMixin):
         return self.held + query_length, 0
 
     def get_max_length(self) -> int:
-        return -1 if self.keep.window is None else self.keep.window
+        return -1 if self.policy.window is None else self.policy.window
 
     def crop(self, tokens_to_remove: int) -> None:
         raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")

@@ -64,18 +64,21 @@ def chat(
     Without a terminal, each line of standard input is one message.
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
-    from sinkbench import strategies
     from sinkbench.api.chat import Chat
     from sinkbench.api.decoding import Sampling
     from sinkbench.config import ModelSource
     from sinkbench.models.loading import load_model, load_tokenizer
+    from sinkbench.models.sizes import layer_sizes
+    from sinkbench.strategies import choose
 
-    keep = strategies.resolve(str(experiment), window_size, attention_sink_size)
+    chosen = choose(str(experiment), window_size, attention_sink_size)
     source = ModelSource(
         model_name_or_path, revision, trust_remote_code, str(dtype), device_map, allow_pickle=allow_pickle
     )
     tokenizer = load_tokenizer(source)
-    partner = Chat(load_model(source), tokenizer, keep, Sampling(temperature, top_p), seed, system)
+    model = load_model(source)
+    plan = chosen.plan(layer_sizes(model.config))
+    partner = Chat(model, tokenizer, plan, Sampling(temperature, top_p), seed, system)
     try:
         _talk(partner, max_new_tokens, sys.stdin.isatty())
     except KeyboardInterrupt:

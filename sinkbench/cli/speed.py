@@ -40,7 +40,7 @@ def speed(
 ) -> None:
     """Time the seed's loop and both engines; print them beside the floors of this device."""
     from sinkbench.config import ModelSource
-    from sinkbench.diagnostics.speed import Plan, measure
+    from sinkbench.diagnostics.speed import Timings, measure
     from sinkbench.models.loading import load_model
     from sinkbench.runs.record import device_name, versions
 
@@ -50,10 +50,10 @@ def speed(
         raise UserError("the window must be larger than the attention sinks: raise --window-size")
     source = ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights, allow_pickle=allow_pickle)
     model = load_model(source)
-    plan = Plan(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
+    timings = Timings(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
     console, costs = Console(stderr=True), []
     with console.status("measuring") as status:
-        for cost in measure(model, plan, status.update):
+        for cost in measure(model, timings, status.update):
             costs.append(cost)
             console.print(f"{cost.what}: {cost.ms:.4g} ms a token")
     Console().print(table(costs))

@@ -13,14 +13,14 @@ from torch.nn.functional import cross_entropy
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from sinkbench.engines.captured import can_capture, captured
-from sinkbench.engines.parallel import parallel
+from sinkbench.engines.choice import choose_engine
+from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.step import Steps, synchronize
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
-from sinkbench.strategies import Keep, resolve
+from sinkbench.strategies import Plan, choose
 
 SEED_STEPS = 64  # of the seed's loop, which is slow
 REPEATED = 2**18  # streams up to this length are read several times
@@ -61,7 +61,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timings:
     """What to measure.
 
     Attributes:
@@ -79,62 +79,61 @@ class Plan:
     dense: int
 
 
-def measure(model: PreTrainedModel, plan: Plan, note: Callable[[str], None] = lambda _: None) -> Iterator[Cost]:
+def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None] = lambda _: None) -> Iterator[Cost]:
     """Time every way of reading a stream of random tokens; ``note`` is told what comes next."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    length = max(*plan.streams, plan.dense, plan.window + plan.steps) + 1
+    length = max(*timings.streams, timings.dense, timings.window + timings.steps) + 1
     stream = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(0))
-    keeps = {name: resolve(name, plan.window, plan.sinks) for name in ("windowed", "attention_sinks")}
+    sizes = layer_sizes(model.config)
+    plans = {name: choose(name, timings.window, timings.sinks).plan(sizes) for name in ("windowed", "attention_sinks")}
     note("the device")
     read, multiply = copy_seconds(model), product_seconds(model)
-    held = {"": plan.window, f", {plan.dense:,} tokens held": plan.dense}
+    held = {"": timings.window, f", {timings.dense:,} tokens held": timings.dense}
     for what, tokens in held.items():
         share = _bytes_a_token(model, tokens)
         yield Cost(f"floor: weights and cache read once{what}", [1e3 * share * s for s in read], each="probe")
     work = _operations_a_token(model)
     yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
     note("the seed's loop")
-    few = stream[: plan.window + min(plan.steps, SEED_STEPS) + 1]
-    yield _timed("the seed's loop", partial(seed_loop, model, keeps["attention_sinks"], few), plan.window)
-    for name, keep in keeps.items():
+    few = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1]
+    yield _timed("the seed's loop", partial(seed_loop, model, timings.window, timings.sinks, few), timings.window)
+    for name, kept in plans.items():
         note(f"stepwise, {name}")
-        some = stream[: plan.window + plan.steps + 1]
-        yield _timed(f"stepwise, {name}", partial(_by_steps, model, keep, some, plan.window))
+        some = stream[: timings.window + timings.steps + 1]
+        yield _timed(f"stepwise, {name}", partial(_by_steps, model, kept, some, timings.window))
     note("stepwise, transformers")
-    dense, some = resolve("transformers", 1, 0), stream[: plan.dense + 1]
-    name = f"stepwise, transformers, {plan.dense:,} tokens held"
-    yield _timed(name, partial(_by_steps, model, dense, some, max(0, plan.dense - plan.steps)))
-    for name, keep in keeps.items():
-        for count in plan.streams:
+    dense, some = choose("transformers", 1).plan(sizes), stream[: timings.dense + 1]
+    name = f"stepwise, transformers, {timings.dense:,} tokens held"
+    yield _timed(name, partial(_by_steps, model, dense, some, max(0, timings.dense - timings.steps)))
+    for name, kept in plans.items():
+        for count in timings.streams:
             note(f"parallel, {name}, {count:,} tokens")
-            yield _streams(f"parallel, {name}, {count:,} tokens", model, keep, stream[: count + 1])
+            yield _streams(f"parallel, {name}, {count:,} tokens", model, kept, stream[: count + 1])
 
 
-def _by_steps(model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int) -> Iterator[Steps]:
-    engine = captured if can_capture(model, keep) else stepwise
-    return engine(model, keep, tokens, start)
+def _by_steps(model: PreTrainedModel, kept: Plan, tokens: Tensor, start: int) -> Iterator[Steps]:
+    return choose_engine(model, kept, "stepwise").run(kept, tokens, start)
 
 
 @torch.inference_mode()
-def seed_loop(model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Iterator[Steps]:
+def seed_loop(model: PreTrainedModel, window: int, sinks: int, tokens: Tensor) -> Iterator[Steps]:
     """The loop of attention_sinks 0.4.0, re-created: one forward a token, eager attention, keys kept unturned.
 
     On every step the cache grows by concatenation, all its keys are turned to their places, and it is cut by
     concatenation. It follows its own code, so that its cost is that of the seed and its NLLs check our engines'.
     """
-    assert keep.recent is not None
     cache = DynamicCache()
-    cache.layers = [SeedLayer(rope, keep.sinks + keep.recent + 1) for rope in read_positions(model)]
+    cache.layers = [SeedLayer(rope, window + 1) for rope in read_positions(model)]
     with _eagerly(model):
         for t in range(len(tokens) - 1):
             synchronize()
             begin = time.perf_counter()
-            held = torch.tensor([[min(t, keep.sinks + keep.recent)]], device=model.device)
+            held = torch.tensor([[min(t, window)]], device=model.device)
             token = tokens[t : t + 1][None].to(model.device)
             logits = model(input_ids=token, past_key_values=cache, position_ids=held, use_cache=True).logits[0, -1]
             nll = cross_entropy(logits.float(), tokens[t + 1].to(model.device)).item()
             for layer in cache.layers:
-                layer.cut(keep.sinks, keep.recent)
+                layer.cut(sinks, window - sinks)
             synchronize()
             yield Steps(t + 1, [nll], time.perf_counter() - begin, None, [0])
 
@@ -194,17 +193,18 @@ def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Co
     return Cost(what, latencies, _peak())
 
 
-def _streams(what: str, model: PreTrainedModel, keep: Keep, tokens: Tensor) -> Cost:
+def _streams(what: str, model: PreTrainedModel, kept: Plan, tokens: Tensor) -> Cost:
     """Seconds of whole streams, from a cold cache to the last NLL."""
     begin = tokens[: min(len(tokens), 2**16 + 1)]
-    for _ in parallel(model, keep, begin, compiled=True):  # compilation is not a token's cost
+    engine = Parallel(model, compiled=True)
+    for _ in engine.run(kept, begin):  # compilation is not a token's cost
         pass
     _forget_peak()
     timings = []
     for _ in range(3 if len(tokens) <= REPEATED else 1):
         synchronize()
         start = time.perf_counter()
-        count = sum(len(steps.nll) for steps in parallel(model, keep, tokens, compiled=True))
+        count = sum(len(steps.nll) for steps in engine.run(kept, tokens))
         synchronize()
         timings.append((time.perf_counter() - start) / count * 1e3)
     return Cost(what, timings, _peak(), each="stream")
@@ -257,10 +257,7 @@ def _matrices(model: PreTrainedModel) -> int:
 
 def _bytes_a_token(model: PreTrainedModel, held: int) -> int:
     """Bytes of the weights, and of the keys and values of ``held`` tokens."""
-    config = model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cache = 2 * config.num_hidden_layers * heads * dim * held
+    cache = sum(2 * layer.kv_heads * layer.head_dim * held for layer in layer_sizes(model.config))
     return (_matrices(model) + cache) * model.dtype.itemsize
 
 

@@ -2,48 +2,107 @@
 
 A step reads its token, its label and its positions from device memory and advances the counters itself, so a replay
 needs nothing from the host. Keys and values live in rings (:mod:`sinkbench.attention.kernels.ring`); the model's own
-forward, compiled, does the rest. Positions are kept small by turning the rings back now and then, between replays.
+forward, compiled, does the rest. Positions are kept small by moving the rings' keys back now and then, between replays.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sinkbench.attention.kernels.ring import Ring, attend_ring
 from sinkbench.attention.redirection import redirected
+from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
+from sinkbench.engines.head import loss
 from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.step import Steps, vram_allocated
+from sinkbench.engines.stepwise import Stepwise
+from sinkbench.errors import UserError
 from sinkbench.positions.families import family_of, lasting, takes_positions
+from sinkbench.positions.reach import UNBOUNDED
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Plan
 
 WARM_UPS = 3
-REACH = 8192  # positions at which the rings are turned back, beyond twice the window
+REACH = 8192  # positions at which the rings' keys are moved back, beyond twice the window
 # Products of a matrix with one vector are bound by memory; inductor's reductions, tuned, come closer to it than cuBLAS.
 COMPILE = {"coordinate_descent_tuning": True}
 
 
-def can_capture(model: PreTrainedModel, keep: Keep) -> bool:
-    """Whether a step of ``model`` under ``keep`` can be captured."""
+@dataclass(frozen=True)
+class Captured:
+    """Steps as replays of one captured graph, on CUDA.
+
+    Attributes:
+        compiled: whether the model's forward is compiled before it is captured.
+        note: is called with a line where a step cannot be captured, and the plain way is taken.
+    """
+
+    model: PreTrainedModel
+    compiled: bool = True
+    note: Callable[[str], None] = lambda line: None
+
+    def refuses(self, plan: Plan) -> str | None:
+        model = self.model
+        if model.device.type != "cuda":
+            return "steps are captured on CUDA only"
+        if len({p.device for p in model.parameters()}) > 1:
+            return "the model is spread over several devices"
+        return refuses_rings(model, plan)
+
+    @torch.no_grad()
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
+        """As :meth:`Engine.run`. Capture, growth and moving back are not part of any step's latency."""
+        t, reason = start, None
+        stream = CapturedStream(self.model, plan, tokens, self.compiled)
+        if start:
+            stream.prime(prefilled(self.model, plan, tokens[:start]))
+        with stream:
+            for t in range(start, len(tokens) - 1):
+                reason = stream.prepared()
+                if reason is not None:
+                    break
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                nll = stream.step()
+                latency = time.perf_counter() - begin
+                yield Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
+        if reason is not None:
+            del stream
+            name = type(self.model).__name__
+            self.note(f"a step of {name} cannot be captured as a CUDA graph ({reason}): taking the plain way")
+            yield from Stepwise(self.model).run(plan, tokens, t)
+
+
+def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:
+    """Why the keys and values of ``plan`` cannot live in rings, whatever the device; ``None`` where they can."""
     config = model.config.get_text_config(decoder=True)
-    special = getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss"
-    if model.device.type != "cuda" or keep.fresh or special or family_of(model).alibi or not takes_positions(model):
-        return False
-    if len({p.device for p in model.parameters()}) > 1 or getattr(model, "is_loaded_in_8bit", False):
-        return False  # several devices; or bitsandbytes' 8-bit products, which ask the host in the middle
-    layers = StreamCache(model, keep).layers
-    return all(isinstance(layer, StripLayer) and not layer.keys_unrotated for layer in layers)
+    capped = getattr(config, "attn_logit_softcapping", None) or config.model_type == "gpt_oss"
+    reasons = {
+        "no cache is carried: each token is read afresh": plan.context is not None,
+        "entries that go by a score, and layers that carry a state, are not captured": plan.by_score or plan.stateful,
+        "scores with a cap, terms or a logit of their own are not captured": capped or family_of(model).alibi,
+        "8-bit products ask the host in the middle of a step": getattr(model, "is_loaded_in_8bit", False),
+        "the model's forward cannot be given positions": not takes_positions(model),
+        "rotary frequencies that change with the length are chosen on the host": _asks_host(model),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _asks_host(model: PreTrainedModel) -> bool:
+    """Whether a rotary module of ``model`` looks at the positions to choose its frequencies."""
+    kinds = [getattr(module, "rope_type", "default") for module in model.modules()]
+    names = [name for kind in kinds for name in (kind.values() if isinstance(kind, dict) else [kind])]
+    return any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names)
 
 
 class _PassThrough(Cache):
@@ -59,86 +118,83 @@ class _PassThrough(Cache):
         return 0
 
 
-# Those of the runs in progress, by a handle that compiled code can carry. The handles of one run after the other are
-# the same, so that what was compiled for the first serves the next.
-_rings: dict[int, Ring] = {}
+@dataclass
+class Turns:
+    """The rotations by which a step's queries meet the sinks, of all layers with one rope: a row a way of counting.
 
+    Attributes:
+        ways: by which policy, or by the text, a row counts where the query stands.
+        rotation: ``(len(ways), D)``; rings hold views of its rows.
+    """
 
-def _free_handles(count: int) -> list[int]:
-    begin = max(_rings, default=-1) + 1
-    return list(range(begin, begin + count))
-
-
-@torch.library.custom_op("sinkbench::attend_ring", mutates_args=())
-def _attend_op(handle: int, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return attend_ring(_rings[handle], scale, query, key, value)
-
-
-@_attend_op.register_fake
-def _(handle: int, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return query.new_empty(query.shape)
+    rope: Rope
+    ways: list[Any]
+    rotation: Rotation
 
 
 class CapturedStream:
-    """A model, a strategy and a stream, set up for replay.
+    """A model, a plan and a stream, set up for replay.
 
     Args:
         compiled: whether the model's forward is compiled before it is captured.
     """
 
-    def __init__(self, model: PreTrainedModel, keep: Keep, tokens: Tensor, compiled: bool = True) -> None:
-        self.model, self.keep, self.device = model, keep, model.device
+    def __init__(self, model: PreTrainedModel, plan: Plan, tokens: Tensor, compiled: bool = True) -> None:
+        self.model, self.plan, self.device = model, plan, model.device
         self.tokens = tokens.to(self.device)
         self.counter = torch.zeros(1, dtype=torch.long, device=self.device)
         self.position = torch.zeros(1, dtype=torch.long, device=self.device)
-        self.nll = torch.zeros((), device=self.device)
+        self.nll = torch.zeros((), device=self.device, dtype=torch.promote_types(model.dtype, torch.float32))
         self.cache = _PassThrough()
-        self.layers = StreamCache(model, keep).kept
+        cache = StreamCache(model, plan)
+        self.layers = [layer for layer in cache.kept if isinstance(layer, StripLayer)]
         self.fed = self.at = 0  # host mirrors of the counter and the position
-        self.turns: dict[int, tuple[Rope, Rotation]] = {}
-        self.sizes: Counter[tuple[int | None, int]] = Counter()  # layers by window and bytes a token
-        self.handles = _free_handles(len(self.layers))
-        self._make_rings()
-        limits = [layer.rope.limit for layer in self.layers if layer.rope and layer.rope.limit]
-        self.reach = min([max(REACH, 2 * (keep.window or 0)), *limits])  # positions stay within it
+        self.turns: list[Turns] = []
+        self.rings = [self._ring(layer) for layer in self.layers]
+        window = plan.longest
+        self.reach = UNBOUNDED if window is None or cache.reach.fixed else max(REACH, 2 * window)
         # the rings that grow; none in a dense model whose layers all have a window of their own
-        self.growing = [h for h, layer in zip(self.handles, self.layers, strict=True) if layer.keep.window is None]
+        self.growing = [r for r, layer in zip(self.rings, self.layers, strict=True) if layer.policy.window is None]
+        for ring in self.growing:
+            _mark(ring)
         forward = model.forward
         self.forward = torch.compile(forward, dynamic=False, options=dict(COMPILE)) if compiled else forward
-        # apart from the forward: the rings read the turns behind the compiler's back
         self.turn = torch.compile(self._turn, dynamic=False) if compiled else self._turn
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def _make_rings(self) -> None:
-        config = self.model.config.get_text_config(decoder=True)
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        if config.model_type == "falcon":
-            heads = self._falcon_heads(config)
-        dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        for handle, layer in zip(self.handles, self.layers, strict=True):
-            window = layer.keep.window
-            capacity = BLOCK if window is None else window + 1
-            dtype, device = self.model.dtype, self.device
-            keys, values = (torch.zeros(heads, capacity, dim, dtype=dtype, device=device) for _ in range(2))
-            turn = Rotation.still(layer.rope, dim, device)
-            if layer.rope is not None and layer.keep.sinks:
-                _, turn = self.turns.setdefault(id(layer.rope), (layer.rope, turn))
-            _rings[handle] = Ring(keys, values, self.counter, layer.keep.sinks, turn)
-            self.sizes[window, 2 * heads * dim * dtype.itemsize] += 1
+    def _ring(self, layer: StripLayer) -> Ring:
+        sizes, policy, dtype = layer.plan.sizes, layer.policy, self.model.dtype
+        capacity = BLOCK if policy.window is None else policy.window + 1
+        shape = sizes.kv_heads, capacity, sizes.head_dim
+        keys, values = (torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2))
+        return Ring(keys, values, self.counter, policy.sinks, self._rotation(layer), policy.block)
 
-    @staticmethod
-    def _falcon_heads(config: Any) -> int:
-        if config.new_decoder_architecture or not config.multi_query:
-            return config.num_attention_heads
-        return 1
+    def _rotation(self, layer: StripLayer) -> Rotation:
+        """What a query of this layer undergoes before it meets the sinks: a view of one that all like it share."""
+        dim, dtype = layer.plan.sizes.head_dim, self.model.dtype
+        still = Rotation.still(layer.rope, dim, self.device, dtype)
+        if layer.rope is None or not layer.policy.sinks or layer.policy.window is None:
+            return still
+        way = None if layer.plan.gap else layer.policy
+        turns = next((turns for turns in self.turns if turns.rope is layer.rope), None)
+        if turns is None:
+            ways = [None if x.plan.gap else x.policy for x in self.layers if x.rope is layer.rope and x.policy.sinks]
+            ways = list(dict.fromkeys(ways))
+            rows = [Rotation.still(layer.rope, dim, self.device, dtype) for _ in ways]
+            cos, sin = (torch.cat([getattr(row, name) for row in rows]) for name in ("cos", "sin"))
+            turns = Turns(layer.rope, ways, Rotation(cos, sin, still.partner))
+            self.turns.append(turns)
+        row = turns.ways.index(way)
+        return turns.rotation.rows(slice(row, row + 1))
 
     def prime(self, cache: StreamCache) -> None:
         """Take up the stream where ``cache`` has left it; to be called before the first step."""
         self.fed, self.at = cache.seen, cache.position
-        for handle, layer in zip(self.handles, cache.kept, strict=True):
-            while layer.keep.window is None and _rings[handle].capacity <= self.fed:
-                self._grow()
-            ring, held = _rings[handle], slice(layer.start, layer.end)
+        while self.growing and self.growing[0].capacity <= self.fed:
+            self._grow()
+        for ring, layer in zip(self.rings, cache.kept, strict=True):
+            assert isinstance(layer, StripLayer)
+            held = slice(layer.start, layer.end)
             slots = ring.slots(torch.arange(self.fed - (layer.end - layer.start), self.fed, device=self.device))
             ring.keys[:, slots], ring.values[:, slots] = layer.keys[0, :, held], layer.values[0, :, held]
             if layer.sinks is not None:
@@ -146,16 +202,13 @@ class CapturedStream:
         self._stand()
 
     def _attend(self, index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
-        out = torch.ops.sinkbench.attend_ring(self.handles[index], scale, query[0, :, 0], key[0, :, 0], value[0, :, 0])
-        return out[None, :, None]
+        return attend_ring(self.rings[index], scale, query[0, :, 0], key[0, :, 0], value[0, :, 0])[None, :, None]
 
     def _turn(self) -> None:
-        """Set the turns by which this step's queries meet the sinks."""
-        window = self.keep.window
-        if window is not None:
-            by = self.counter.clamp_max(window) - self.position
-            for rope, turn in self.turns.values():
-                turn.set(rope, by)
+        """Set the rotations by which this step's queries meet the sinks."""
+        for turns in self.turns:
+            met = [self.counter if way is None else way.held(self.counter) for way in turns.ways]
+            turns.rotation.set(turns.rope, torch.cat(met) - self.position)
 
     def _step(self) -> None:
         self.turn()
@@ -164,7 +217,7 @@ class CapturedStream:
         out = self.forward(
             input_ids=token[None], position_ids=self.position[None], past_key_values=self.cache, use_cache=True
         )
-        self.nll.copy_(cross_entropy(out.logits[0, -1:].float(), label))
+        self.nll.copy_(loss(out.logits[0, -1:], label)[0])
         self.counter += 1
         self.position += 1
 
@@ -177,9 +230,10 @@ class CapturedStream:
                 self._step()
                 self._stand()
         torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._step()
+        self.graph = graph
         self._stand()
         torch.cuda.synchronize()
 
@@ -195,74 +249,66 @@ class CapturedStream:
         self.at += 1
         return self.nll.item()
 
-    def prepare(self) -> None:
-        """Everything that is not part of a step: growth, capture, turning back. To be called before each step."""
-        if self.keep.window is None:
-            if self.growing and self.fed + 1 > _rings[self.growing[0]].capacity:
-                self._grow()
-        elif self.at + 1 > self.reach:
-            self._turn_back()
-        if self.graph is None:
+    def prepared(self) -> str | None:
+        """Everything that is not part of a step: growth, moving back, capture. To be called before each step.
+
+        Returns:
+            Why the step cannot be captured; ``None`` where it is.
+        """
+        if self.growing and self.fed + 1 > self.growing[0].capacity:
+            self._grow()
+        if self.at + 1 > self.reach:
+            self._move_back()
+        if self.graph is not None:
+            return None
+        try:
             self.capture()
+        except (torch.OutOfMemoryError, UserError):
+            raise
+        except Exception as error:  # whatever a model, a compiler or the driver holds against it
+            return (" ".join(str(error).split()) or type(error).__name__)[:200]
+        return None
 
     def _grow(self) -> None:
         """Longer buffers, a block at a time, and a new graph over them."""
         self.graph = None
-        for handle in self.growing:
-            ring = _rings[handle]
+        for ring in self.growing:
             for name in ("keys", "values"):
                 old = getattr(ring, name)
                 new = old.new_zeros(old.shape[0], old.shape[1] + BLOCK, old.shape[2])
                 new[:, : old.shape[1]] = old
                 setattr(ring, name, new)
                 del old, new
+            _mark(ring)
 
-    def _turn_back(self) -> None:
+    def _move_back(self) -> None:
         """Move all window keys and the position back, so that the next token stands at the window's end."""
-        assert self.keep.window is not None
-        by = torch.tensor([self.keep.window - self.at], device=self.device)
-        for handle, layer in zip(self.handles, self.layers, strict=True):
+        window = self.plan.longest
+        assert window is not None
+        by = torch.tensor([window - self.at], device=self.device)
+        for ring, layer in zip(self.rings, self.layers, strict=True):
             if layer.rope is not None:
-                recent = _rings[handle].keys[:, layer.keep.sinks :]
+                recent = ring.keys[:, ring.sinks :]
                 recent.copy_(layer.rope.move(recent, by))
-        self.at = self.keep.window
+        self.at = window
         self._stand()
 
     def kv_cache_bytes(self) -> int:
         """Bytes of keys and values held for the next step."""
-        held = {window: self.fed if window is None else min(self.fed, window) for window, _ in self.sizes}
-        return sum(count * held[window] * size for (window, size), count in self.sizes.items())
+        return int(bytes_held(self.plan, self.model.dtype.itemsize, self.fed))
 
     def __enter__(self) -> "CapturedStream":
         self._stack = ExitStack()
-        longest = len(self.tokens) if self.keep.window is None else REACH + 2 * self.keep.window
-        self._stack.enter_context(lasting(self.model, longest))
+        self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
         self._stack.enter_context(redirected(self.model, self._attend))
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.graph = None
         self._stack.close()
-        for handle in self.handles:
-            _rings.pop(handle, None)
 
 
-@torch.no_grad()
-def captured(
-    model: PreTrainedModel, keep: Keep, tokens: Tensor, start: int = 0, compiled: bool = True
-) -> Iterator[Steps]:
-    """As :func:`sinkbench.engines.stepwise.stepwise`, by replaying a captured graph; CUDA only.
-
-    Capture, growth and turning back are not part of any step's latency.
-    """
-    stream = CapturedStream(model, keep, tokens, compiled)
-    if start:
-        stream.prime(prefilled(model, keep, tokens[:start]))
-    with stream:
-        for t in range(start, len(tokens) - 1):
-            stream.prepare()
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
-            nll = stream.step()
-            latency = time.perf_counter() - begin
-            yield Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
+def _mark(ring: Ring) -> None:
+    """Buffers that grow are of no fixed length to the compiler: a new length needs no new code."""
+    for buffer in (ring.keys, ring.values):
+        torch._dynamo.maybe_mark_dynamic(buffer, 1)

@@ -11,24 +11,25 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sinkbench.errors import UserError
+from sinkbench.positions.rotary import wide
 
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 
 
 def backbone(model: PreTrainedModel) -> Any:
-    """The model without its head.
+    """The model without its head: what answers with hidden states.
 
     Raises:
         UserError: the model does not say which part that is.
     """
-    body = getattr(model, model.base_model_prefix, None)
+    body = model.get_decoder()
     if body is None or body is model:
         raise UserError(f"{type(model).__name__} does not separate its head from its body: use --engine stepwise")
     return body
 
 
 def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, shape ``(n, width)``; float32.
+    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, ``(n, width)``; float32 or wider.
 
     The head is the model's own forward with the body replaced by its result, so that whatever the model does
     to its logits (soft caps, scales) is done here too.
@@ -39,8 +40,13 @@ def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
         with _body_answers(model, part[None]):
             logits = model(input_ids=wanted[None], use_cache=False).logits[0]
-        out.append(cross_entropy(logits.float(), wanted.to(logits.device), reduction="none"))
+        out.append(loss(logits, wanted))
     return torch.cat(out)
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """-ln p of ``labels``, shape ``(n,)``, under ``logits``, shape ``(n, vocabulary)``, in float32 or wider."""
+    return cross_entropy(logits.to(wide(logits.dtype)), labels.to(logits.device), reduction="none")
 
 
 @dataclass
@@ -58,9 +64,17 @@ class _Answer:
 
 @contextmanager
 def _body_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
-    body = backbone(model)
-    object.__setattr__(body, "forward", lambda *args, **kwargs: _Answer(hidden))
+    """Within this context, the body of ``model`` answers with ``hidden`` whatever it is asked."""
+    body, asked = backbone(model), []
+
+    def answer(*args: Any, **kwargs: Any) -> _Answer:
+        asked.append(True)
+        return _Answer(hidden)
+
+    object.__setattr__(body, "forward", answer)
     try:
         yield
     finally:
         object.__delattr__(body, "forward")
+    if not asked:  # its logits would be those of other tokens
+        raise UserError(f"the head of {type(model).__name__} does not read its body: use --engine stepwise")

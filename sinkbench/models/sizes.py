@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import BaseModel, ConfigDict
 
 from sinkbench.config import DTYPES
+from sinkbench.errors import UserError
+from sinkbench.strategies import LayerSizes
 from sinkbench.validation import Count, Whole, one_of
 
 if TYPE_CHECKING:
@@ -47,6 +49,12 @@ class ModelSizes(BaseModel):
     plain_attention: bool = True
     dtype: Annotated[str, one_of(DTYPES[1:])] = "bfloat16"
 
+    def layer_sizes(self) -> list[LayerSizes]:
+        """What a plan has to know of each layer, sliding ones first: their order is not among the facts."""
+        sliding = LayerSizes("sliding", self.kv_heads, self.head_dim, self.sliding_window)
+        full = LayerSizes("full", self.kv_heads, self.head_dim)
+        return [sliding] * self.sliding_layers + [full] * (self.layers - self.sliding_layers)
+
     @property
     def head_weights(self) -> int:
         """Weights of the language-model head."""
@@ -67,7 +75,6 @@ def read_sizes(source: "ModelSource") -> ModelSizes:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from sinkbench.errors import UserError
     from sinkbench.models import hub
     from sinkbench.models.silence import quiet
 
@@ -98,7 +105,7 @@ def sizes_of(model: "PreTrainedModel") -> ModelSizes:
         intermediate_size=getattr(config, "intermediate_size", None) or 4 * config.hidden_size,
         heads=config.num_attention_heads,
         kv_heads=kv_heads_of(config),
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim=head_dim_of(config),
         vocab_size=table.weight.shape[0],
         tied=head is None or head.weight is table.weight,
         active_parameters=None if active == parameters else active,
@@ -107,6 +114,37 @@ def sizes_of(model: "PreTrainedModel") -> ModelSizes:
         plain_attention=_plain(model, config),
         dtype=_dtype(config),
     )
+
+
+def layer_sizes(config: Any) -> list[LayerSizes]:
+    """What a plan has to know of each layer of a model of this configuration (a PretrainedConfig).
+
+    Raises:
+        UserError: a layer of a kind that nobody here knows how to cut.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer, get_layer_types_and_kwargs
+
+    config = config.get_text_config(decoder=True)
+    kinds, kwargs = get_layer_types_and_kwargs(config)
+    native = DynamicCache(config=config).layers
+    heads, dim = kv_heads_of(config), head_dim_of(config)
+    sizes = []
+    for kind, layer in zip(kinds, native, strict=True):
+        if kind == "full_attention":
+            sizes.append(LayerSizes("full", heads, dim))
+        elif kind == "sliding_attention":
+            sizes.append(LayerSizes("sliding", heads, dim, kwargs.get("sliding_window")))
+        elif not isinstance(layer, DynamicLayer):
+            sizes.append(LayerSizes("state", heads, dim))
+        else:
+            raise UserError(f"a {config.model_type} has {kind} layers, which sinkbench does not know how to cut")
+    return sizes
+
+
+def head_dim_of(config: Any) -> int:
+    """Features of a key in a model of this configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def kv_heads_of(config: Any) -> int:

@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkbench.errors import UserError
 from sinkbench.positions.families import family_of, takes_positions
-from sinkbench.positions.rotary import Rope
+from sinkbench.positions.rotary import Rope, wide
 
 STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
 
@@ -54,7 +54,7 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
     found: list[Rope | None] = [None] * len(kinds)
     for (kind, *_), indices in alike.items():
         ropes = [rope for wanted, rope in candidates if wanted in (None, kind)]
-        keys, values = (torch.stack([layers[i][part] for i in indices], dim=1).float() for part in (0, 1))
+        keys, values = (torch.stack([layers[i][part] for i in indices], dim=1).to(wide(model.dtype)) for part in (0, 1))
         for index, difference in zip(indices, _read_off(keys, values, step, ropes), strict=True):
             found[index] = _match(model, difference, ropes)
     return found
@@ -115,7 +115,7 @@ def _read_off(keys: Tensor, values: Tensor, step: int, candidates: list[Rope]) -
 
 
 def _match(model: PreTrainedModel, difference: Difference, candidates: list[Rope]) -> Rope | None:
-    tolerance = 1e-3 if model.dtype == torch.float32 else 3e-2
+    tolerance = 1e-3 if model.dtype.itemsize >= 4 else 3e-2
     if difference.values > tolerance:
         raise LearnedPositions(_not_streamable(model))
     if difference.silent:

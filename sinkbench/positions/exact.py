@@ -5,57 +5,85 @@ transformers forms ``position * frequency`` in float32, whose error grows with t
 float64 and rounded once.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+Layout = Callable[[Tensor], Tensor]
+
 # How models lay out the cosines of n pairs over features: all pairs twice, each pair twice, or once.
-LAYOUTS = (
+LAYOUTS: tuple[Layout, ...] = (
     lambda x: torch.cat((x, x), dim=-1),
     lambda x: x.repeat_interleave(2, dim=-1),
     lambda x: x,
 )
+CLOSE = 0.05  # mean distance from what a module answers, below which a layout is the module's
 
 
 @contextmanager
 def exact_angles(model: PreTrainedModel) -> Iterator[None]:
-    """Within this context, rotary modules of a float32 ``model`` answer with exact cosines and sines.
+    """Within this context, rotary modules of a float32 or float64 ``model`` answer with exact cosines and sines.
 
-    In half precision their rounding to the model's dtype outweighs the error by far, and nothing is changed.
+    In half precision their rounding to the model's dtype outweighs the error by far, and nothing is changed. How a
+    module lays out its answer is found before: a step reads nothing back from the device for it.
     """
-    hooks = []
-    if model.dtype == torch.float32:
-        rotary = [
-            m for m in model.modules() if any(name.endswith("inv_freq") for name, _ in m.named_buffers(recurse=False))
-        ]
-        hooks = [module.register_forward_hook(_exact, with_kwargs=True) for module in rotary]
-    try:
+    with ExitStack() as stack:
+        for module in model.modules() if model.dtype in (torch.float32, torch.float64) else ():
+            kinds = [name.removesuffix("inv_freq").rstrip("_") for name in _frequencies(module)]
+            layouts = {kind: layout for kind in kinds if (layout := _layout(module, kind, model)) is not None}
+            if layouts:
+                hook = module.register_forward_hook(partial(_exact, layouts), with_kwargs=True)
+                stack.callback(hook.remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _exact(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """What ``module`` answered, with exact angles; as it is, where its answer is not understood."""
-    positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
-    layer_type = kwargs.get("layer_type", args[2] if len(args) > 2 else None)
-    prefix = f"{layer_type}_" if layer_type else ""
-    inv_freq = getattr(module, f"{prefix}inv_freq", None)
-    if not (isinstance(output, tuple) and len(output) == 2 and isinstance(positions, Tensor) and inv_freq is not None):
-        return output
-    scale = getattr(module, f"{prefix}attention_scaling", 1.0)
-    angles = positions.double()[..., None] * inv_freq.double()
-    cos, sin = (x * scale for x in (angles.cos(), angles.sin()))
-    near = [_distance(spread(cos), output[0]) + _distance(spread(sin), output[1]) for spread in LAYOUTS]
+def _frequencies(module: nn.Module) -> list[str]:
+    """The names of its buffers of frequencies in use, one for each kind of layers."""
+    names = [name for name, _ in module.named_buffers(recurse=False)]
+    return [name for name in names if name.endswith("inv_freq") and "original" not in name and "long" not in name]
+
+
+def _layout(module: nn.Module, kind: str, model: PreTrainedModel) -> Layout | None:
+    """How ``module`` lays out its answer for layers of ``kind``; ``None`` where that is not understood."""
+    positions = torch.tensor([[0, 3]], device=model.device)
+    try:
+        with torch.no_grad():
+            output = module(
+                torch.zeros(1, 2, 1, dtype=model.dtype, device=model.device), positions, *filter(None, [kind])
+            )
+    except Exception:  # a module that is called in another way: its angles are left as they are
+        return None
+    if not (isinstance(output, tuple) and len(output) == 2):
+        return None
+    ours = _angles(module, kind, positions)
+    near = [sum(_distance(spread(x), y) for x, y in zip(ours, output, strict=True)) for spread in LAYOUTS]
     best = min(range(len(LAYOUTS)), key=near.__getitem__)
-    if near[best] > 0.05:
+    return LAYOUTS[best] if near[best] <= CLOSE else None
+
+
+def _exact(
+    layouts: dict[str, Layout], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> Any:
+    """What ``module`` answered, with exact angles."""
+    positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
+    kind = kwargs.get("layer_type", args[2] if len(args) > 2 else None) or ""
+    if kind not in layouts or not isinstance(positions, Tensor):
         return output
-    return tuple(LAYOUTS[best](x).to(like.dtype) for x, like in zip((cos, sin), output, strict=True))
+    exact = _angles(module, kind, positions)
+    return tuple(layouts[kind](x).to(like.dtype) for x, like in zip(exact, output, strict=True))
+
+
+def _angles(module: nn.Module, kind: str, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines at ``positions``, ``(..., pairs)``, float64, scaled as the module does."""
+    prefix = f"{kind}_" if kind else ""
+    scale = getattr(module, f"{prefix}attention_scaling", 1.0)
+    angles = positions.double()[..., None] * getattr(module, f"{prefix}inv_freq").double()
+    return angles.cos() * scale, angles.sin() * scale
 
 
 def _distance(ours: Tensor, theirs: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Positions: how a key is moved from one position to another.
+"""Rotary positions: how a key is moved from one position to another.
 
 Rotary embeddings (RoFormer, arXiv 2104.09864) turn pairs of a key's features by ``position * frequency``.
 Moving a key by ``d`` positions is one more turn by ``d * frequency``, so a key that a model has already
@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 Pairing = Literal["half", "interleaved"]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type in which numbers of ``dtype`` are computed with: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @dataclass(frozen=True)
@@ -40,21 +45,21 @@ class Rope:
         return Rope(self.rescale(length).double(), self.pairing, self.limit, self.rescale)
 
     def turn(self, by: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a move by ``by`` positions, shape ``(len(by), pairs)``, float32.
+        """Cosines and sines of a move by ``by`` positions, shape ``(..., pairs)`` for ``(...)``, float64.
 
         Angles are formed in float64: at position 10^6 a float32 angle is off by 0.06 rad.
         """
-        angles = by.double()[:, None] * self.inv_freq.to(by.device)[None, :]
-        return angles.cos().float(), angles.sin().float()
+        angles = by.double()[..., None] * self.inv_freq.to(by.device)
+        return angles.cos(), angles.sin()
 
     def move(self, x: Tensor, by: Tensor) -> Tensor:
-        """Move ``x`` of shape ``(..., T, D)`` by ``by`` positions, shape ``(T,)`` or ``(1,)``."""
+        """Move ``x`` of shape ``(..., T, D)`` by ``by`` positions, shape ``(..., T)`` or one that broadcasts to it."""
         return self.apply(x, *self.turn(by))
 
     def apply(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Turn ``x`` of shape ``(..., T, D)`` by the angles of :meth:`turn`, computing in float32."""
-        pairs = cos.shape[-1]
-        rotating = x[..., : 2 * pairs].float()
+        """Turn ``x`` of shape ``(..., T, D)`` by the angles of :meth:`turn`, computing in float32 or wider."""
+        pairs, dtype = cos.shape[-1], wide(x.dtype)
+        cos, sin, rotating = cos.to(dtype), sin.to(dtype), x[..., : 2 * pairs].to(dtype)
         if self.pairing == "half":
             a, b = rotating[..., :pairs], rotating[..., pairs:]
             turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)

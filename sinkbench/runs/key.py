@@ -12,12 +12,12 @@ from torch import Tensor
 from sinkbench.config import RunOptions
 from sinkbench.models.gguf import digest
 from sinkbench.models.loading import DTYPES, ModelSource
-from sinkbench.strategies import Keep
+from sinkbench.strategies import Chosen
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
-def identified(options: RunOptions, keep: Keep, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
+def identified(options: RunOptions, chosen: Chosen, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
     The device is no part of it: it decides what a result costs, not what it is. ``of`` are the :func:`weights`, where
@@ -28,9 +28,7 @@ def identified(options: RunOptions, keep: Keep, tokens: Tensor, of: str | None =
         "random_weights": options.model.random_weights,
         "dtype": dtype(options.model),
         "quantization": options.model.quantization,
-        "experiment": options.experiment,
-        "sinks": keep.sinks,
-        "recent": keep.recent,
+        "strategy": chosen.identity,
         "engine": options.engine,
         "num_tokens": options.num_tokens,
         "tokens": fingerprint(tokens),

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinkbench import strategies
 from sinkbench.config import ModelSource, RunOptions
 from sinkbench.data.stream import Stream, read_stream
-from sinkbench.engines.captured import can_capture, captured
-from sinkbench.engines.parallel import parallel
+from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
-from sinkbench.engines.stepwise import stepwise
 from sinkbench.errors import UserError
 from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.models.sizes import layer_sizes
 from sinkbench.runs.key import fingerprint, identified
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import resumed
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
+from sinkbench.strategies import Chosen, choose
 
 Watch = Callable[[Steps, RunResult], None]
 
@@ -43,7 +42,7 @@ def run(
     Raises:
         UserError: whatever the user can mend; rows that are complete stay.
     """
-    keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+    chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
     result = RunResult(options.experiment, options.csv)
     with RowWriter(options.csv, options.overwrite, resume=options.resume) as writer, signals():
         record, reason, error = _opening(options), FINISHED, None
@@ -51,7 +50,7 @@ def run(
             stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
             if stream.exhausted and len(stream.tokens) - 1 < options.num_tokens:
                 reason = ENDED
-            record |= identified(options, keep, stream.tokens)
+            record |= identified(options, chosen, stream.tokens)
             if options.resume:
                 resumed(writer, record, stream.tokens, result)
                 if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
@@ -62,7 +61,7 @@ def run(
                 _check_vocabulary(stream.tokens, model, options)
                 record |= _resolved(options, model, stream)
                 _write(
-                    _steps(options, model, keep, stream.tokens, writer.rows),
+                    _steps(options, model, chosen, stream.tokens, writer.rows),
                     stream.tokens,
                     writer,
                     result,
@@ -77,15 +76,11 @@ def run(
     return result
 
 
-def _steps(
-    options: RunOptions, model: PreTrainedModel, keep: strategies.Keep, tokens: Tensor, start: int
-) -> Iterator[Steps]:
+def _steps(options: RunOptions, model: PreTrainedModel, chosen: Chosen, tokens: Tensor, start: int) -> Iterator[Steps]:
     """The steps behind the first ``start`` ones."""
-    if options.engine == "parallel":
-        return parallel(model, keep, tokens, options.chunk_size, start)
-    if options.cuda_graphs and can_capture(model, keep):
-        return captured(model, keep, tokens, start)
-    return stepwise(model, keep, tokens, start)
+    plan = chosen.plan(layer_sizes(model.config))
+    engine = choose_engine(model, plan, options.engine, options.cuda_graphs, options.chunk_size)
+    return engine.run(plan, tokens, start)
 
 
 def _write(

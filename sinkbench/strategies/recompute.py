@@ -1,8 +1,14 @@
 """Sliding window with re-computation: the baseline of StreamingLLM (arXiv 2309.17453, figure 1c)."""
 
-from sinkbench.strategies.policy import Keep
+from sinkbench.strategies.base import Strategy
+from sinkbench.strategies.policy import Policy
 
 
-def recompute(window_size: int, attention_sink_size: int) -> Keep:
-    """Read the last ``window_size`` tokens afresh for every token; nothing is carried."""
-    return Keep(sinks=0, recent=window_size, fresh=True)
+class Recompute(Strategy):
+    """Nothing: each token is predicted from a fresh forward over the last tokens, as many as the window."""
+
+    def policy(self, window: int, layer: int = 0, layers: int = 1) -> Policy:
+        return Policy(window)
+
+    def context(self, window: int) -> int | None:
+        return window

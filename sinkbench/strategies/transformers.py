@@ -1,8 +1,11 @@
-"""Dense attention, as transformers does it: everything is kept."""
+"""Dense attention, as transformers does it."""
 
-from sinkbench.strategies.policy import Keep
+from sinkbench.strategies.base import Strategy
+from sinkbench.strategies.policy import Policy
 
 
-def transformers(window_size: int, attention_sink_size: int) -> Keep:
-    """Keep every token; both sizes are without meaning here."""
-    return Keep(sinks=0, recent=None)
+class Transformers(Strategy):
+    """Everything (dense attention)."""
+
+    def policy(self, window: int, layer: int = 0, layers: int = 1) -> Policy:
+        return Policy(None)

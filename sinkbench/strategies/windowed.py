@@ -1,8 +1,16 @@
 """Window attention: the most recent tokens only (StreamingLLM, arXiv 2309.17453, figure 1b)."""
 
-from sinkbench.strategies.policy import Keep
+from typing import ClassVar
+
+from sinkbench.strategies.base import Strategy
+from sinkbench.strategies.plan import Positions
+from sinkbench.strategies.policy import Policy
 
 
-def windowed(window_size: int, attention_sink_size: int) -> Keep:
-    """Keep the last ``window_size`` tokens."""
-    return Keep(sinks=0, recent=window_size)
+class Windowed(Strategy):
+    """The last tokens, as many as the window."""
+
+    positions: ClassVar[Positions] = "cache"
+
+    def policy(self, window: int, layer: int = 0, layers: int = 1) -> Policy:
+        return Policy(window)

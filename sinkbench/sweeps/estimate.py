@@ -6,21 +6,23 @@ and downloads are left out.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 
 import psutil
 import torch
 
-from sinkbench import strategies
+from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
 from sinkbench.config import RunOptions
+from sinkbench.engines.chunks import CHUNKS
 from sinkbench.engines.head import SLICE_BYTES
-from sinkbench.engines.parallel import CHUNKS, COMPILE_FROM
+from sinkbench.engines.parallel import COMPILE_FROM
 from sinkbench.models.loading import DTYPES
 from sinkbench.models.sizes import ModelSizes
-from sinkbench.strategies import Keep
+from sinkbench.strategies import LayerPlan, Plan, choose
 
 # Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
 # one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
@@ -102,7 +104,7 @@ class _Run:
         memory = self.weights + self.cache_bytes + self.state_bytes
         if self.device.kind == "cuda":
             memory += WORKSPACE
-        if self.keep.fresh:
+        if self.plan.context is not None:
             seconds = self.fresh_seconds
         elif self.is_parallel:
             seconds = self.parallel_seconds
@@ -110,10 +112,10 @@ class _Run:
             seconds = self.stepwise_seconds
         return Estimate(memory, seconds + self.options.num_tokens * A_ROW[self.options.engine])
 
-    @property
-    def keep(self) -> Keep:
+    @cached_property
+    def plan(self) -> Plan:
         sizes = self.options.window_size, self.options.attention_sink_size
-        return strategies.resolve(self.options.experiment, *sizes)
+        return choose(self.options.experiment, *sizes).plan(self.shape.layer_sizes())
 
     @property
     def is_parallel(self) -> bool:
@@ -125,7 +127,8 @@ class _Run:
             self.device.kind == "cuda"
             and self.options.cuda_graphs
             and not self.is_parallel
-            and not self.keep.fresh
+            and self.plan.context is None
+            and not self.plan.by_score
             and self.shape.plain_attention
         )
 
@@ -145,31 +148,25 @@ class _Run:
         return self.stored(self.shape.parameters - tables) + tables * self.itemsize
 
     @property
-    def layers(self) -> Iterator[tuple[int, int | None]]:
-        """Numbers of layers, and the tokens that each of them keeps (``None`` for all): as StreamCache has it."""
-        shape, window = self.shape, self.keep.window
-        own = shape.sliding_window or 0
-        governed = shape.sliding_layers == shape.layers and window is not None and window < own
-        yield shape.layers - shape.sliding_layers, window
-        yield shape.sliding_layers, window if governed else own - 1
-
-    @property
-    def a_slot(self) -> int:
-        """Bytes of the key and the value of one token in one layer."""
-        return 2 * self.shape.kv_heads * self.shape.head_dim * self.itemsize
+    def layers(self) -> list[tuple[int, LayerPlan]]:
+        """Numbers of layers that keep the same, and what they keep."""
+        return [(count, layer) for layer, count in Counter(self.plan.kept).items()]
 
     @property
     def cache_bytes(self) -> int:
-        if self.keep.fresh:
+        if self.plan.context is not None:
             return 0
-        return sum(count * self.slots(bound) * self.a_slot for count, bound in self.layers if count)
+        held = [count * self.slots(layer) * bytes_a_token(layer, self.itemsize) for count, layer in self.layers]
+        return round(sum(held))
 
-    def slots(self, bound: int | None) -> int:
+    def slots(self, layer: LayerPlan) -> int:
+        """Entries for which a layer has room."""
+        bound = layer.policy.window
         if bound is None:
             return -(-self.options.num_tokens // BLOCK) * BLOCK
-        if self.is_graphed:
+        if self.is_graphed or layer.by_score:
             return bound + 1
-        return bound + max(self.chunk if self.is_parallel else 1, compaction_interval(Keep(0, bound)))
+        return bound + max(self.chunk if self.is_parallel else 1, compaction_interval(layer.policy))
 
     @property
     def a_state(self) -> int:
@@ -187,19 +184,24 @@ class _Run:
     @property
     def state_bytes(self) -> int:
         together = self.chunk if self.is_parallel else 1
-        if self.keep.fresh:
-            window = min(self.keep.recent or 1, self.options.num_tokens)
+        if self.plan.context is not None:
+            window = min(self.plan.context, self.options.num_tokens)
             together = window * max(1, 2 * self.chunk // window) if self.is_parallel else window
         logits = 3 * SLICE_BYTES if self.is_parallel else 3 * 4 * self.shape.vocab_size
         return together * self.a_state + logits
 
     # Time
 
-    def held(self, bound: int | None) -> float:
-        """Tokens that a layer holds when a token comes, on the average over the stream."""
+    def held(self, bound: float | None) -> float:
+        """Tokens that are held when a token comes, ``bound`` at most, on the average over the stream."""
         n = self.options.num_tokens
         full = n if bound is None else min(bound, n)
         return (full * (full - 1) / 2 + (n - full) * full) / n
+
+    def held_by(self, layer: LayerPlan) -> float:
+        """Entries that a layer holds, on the average; where several go at once, it is full now and then only."""
+        window = layer.policy.window
+        return self.held(None if window is None else window - (layer.policy.block - 1) / 2)
 
     @property
     def read_bytes(self) -> float:
@@ -219,14 +221,14 @@ class _Run:
 
     @property
     def stepwise_seconds(self) -> float:
-        cache = sum(count * self.held(bound) * self.a_slot for count, bound in self.layers if count)
+        cache = sum(count * self.held_by(x) * bytes_a_token(x, self.itemsize) for count, x in self.layers)
         step = (self.read_bytes + cache) / self.device.bandwidth
         step += self.shape.layers * A_LAYER["graph" if self.is_graphed else self.device.kind]
         return self.options.num_tokens * step + (COMPILED_STEP if self.is_graphed else 0)
 
     @property
     def parallel_seconds(self) -> float:
-        keys = sum(count * self.held(bound) for count, bound in self.layers if count)
+        keys = sum(count * self.held_by(layer) for count, layer in self.layers)
         n = self.options.num_tokens
         busy = n * (self.product_seconds(self.shape.met_weights) + self.attention_seconds(keys))
         compiled = self.device.kind == "cuda" and n >= COMPILE_FROM
@@ -236,7 +238,7 @@ class _Run:
     def fresh_seconds(self) -> float:
         """Every token's forward reads a window, and takes the head once."""
         n, head = self.options.num_tokens, self.shape.head_weights
-        window = self.held(self.keep.recent) + 1
+        window = self.held(self.plan.context) + 1
         body = self.product_seconds(self.shape.met_weights - head) + self.attention_seconds(
             self.shape.layers * window / 2
         )

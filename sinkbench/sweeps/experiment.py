@@ -14,10 +14,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sinkbench import strategies
 from sinkbench.config import Options
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
+from sinkbench.strategies import choose
 from sinkbench.validation import checked, nearest, shown
 
 if TYPE_CHECKING:
@@ -57,9 +57,9 @@ class Experiments:
     def _strategies(self) -> list[tuple[str, int, int]]:
         """Experiments with their sizes, the first of those that come to the same."""
         o = self.options
-        distinct: dict[tuple[str, strategies.Keep], tuple[str, int, int]] = {}
+        distinct: dict[str, tuple[str, int, int]] = {}
         for sizes in product(o.experiment, o.window_size, o.attention_sink_size):
-            distinct.setdefault((sizes[0], strategies.resolve(*sizes)), sizes)
+            distinct.setdefault(_identity(*sizes), sizes)
         return list(distinct.values())
 
     def _run(self, model: str, dtype: str, dataset: str, experiment: str, window: int, sinks: int) -> "RunOptions":
@@ -109,11 +109,15 @@ class Experiments:
         """The experiment, and those of the sizes that make a difference to it here."""
         o = self.options
         stem = experiment
-        if len({strategies.resolve(experiment, w, sinks) for w in o.window_size}) > 1:
+        if len({_identity(experiment, w, sinks) for w in o.window_size}) > 1:
             stem += f"-window_{window}"
-        if len({strategies.resolve(experiment, window, s) for s in o.attention_sink_size}) > 1:
+        if len({_identity(experiment, window, s) for s in o.attention_sink_size}) > 1:
             stem += f"-sinks_{sinks}"
         return stem
+
+
+def _identity(experiment: str, window: int, sinks: int) -> str:
+    return json.dumps(choose(experiment, window, sinks).identity, sort_keys=True)
 
 
 def read(path: Path) -> Experiments:
@@ -129,7 +133,7 @@ def read(path: Path) -> Experiments:
         raise UserError(f"{path}: load_in_4bit and load_in_8bit exclude each other: leave one out")
     for experiment, window, sinks in product(options.experiment, options.window_size, options.attention_sink_size):
         try:
-            strategies.resolve(experiment, window, sinks)
+            choose(experiment, window, sinks)
         except UserError as error:
             raise UserError(
                 f"{path}: attention_sink_size: must be less than window_size (got {sinks} with window_size {window}, "

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sinkbench import strategies
 from sinkbench.config import ModelSource, RunOptions
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
@@ -14,6 +13,7 @@ from sinkbench.models.loading import load_tokenizer
 from sinkbench.runs.key import identified, weights
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
+from sinkbench.strategies import choose
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try
 
@@ -47,10 +47,10 @@ def planned(cells: Sequence[RunOptions], folder: Path) -> list[Cell]:
     texts, models = _once(_tokens), _once(weights)
     plan = []
     for options in cells:
-        keep = strategies.resolve(options.experiment, options.window_size, options.attention_sink_size)
+        chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
         try:
             stream = texts(replace(options, experiment="", output_dir=Path(), name=None))
-            identity = identified(options, keep, stream.tokens, models(options.model))
+            identity = identified(options, chosen, stream.tokens, models(options.model))
         except UserError:
             plan.append(Cell(options, {}))
             continue

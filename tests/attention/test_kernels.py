@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from sinkbench.attention.bands import Scores, _fold, _sinks, band
+from sinkbench.attention.bands import band
 from sinkbench.attention.kernels.fold import fold_sinks
-from sinkbench.attention.kernels.ring import Ring, _attend_torch, attend_ring
+from sinkbench.attention.kernels.ring import Ring, attend_plainly, attend_ring
+from sinkbench.attention.scores import Scores, fold, softmax
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
-from sinkbench.strategies import Keep
+from sinkbench.strategies import LayerPlan, LayerSizes, Policy
+from sinkbench.strategies.formats import Format
 
 cuda = pytest.mark.cuda
 
@@ -30,11 +32,11 @@ def test_a_turn_is_the_rotation_whatever_the_pairing_and_the_share_that_rotates(
     assert turn.by(rope(pairs, pairing), by)(query) == pytest.approx(rope(pairs, pairing).move(query, by), abs=1e-5)
 
 
-def ring(heads, capacity, dim, sinks, dtype=torch.float32, device="cpu"):
+def ring(heads, capacity, dim, sinks, dtype=torch.float32, device="cpu", block=1):
     still = Rotation.still(rope(dim // 2, "half").__class__(rope(dim // 2, "half").inv_freq.to(device)), dim, device)
     still.set(Rope(rope(dim // 2, "half").inv_freq.to(device)), torch.tensor([-5], device=device))
     keys, values = torch.zeros(2, heads, capacity, dim, dtype=dtype, device=device)
-    return Ring(keys, values, torch.zeros(1, dtype=torch.long, device=device), sinks, still)
+    return Ring(keys, values, torch.zeros(1, dtype=torch.long, device=device), sinks, still, block)
 
 
 def test_a_ring_keeps_the_sinks_and_the_most_recent():
@@ -47,22 +49,24 @@ def test_a_ring_keeps_the_sinks_and_the_most_recent():
 
 @cuda
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "dim", "capacity", "sinks", "dtype"),
+    ("heads", "kv_heads", "dim", "capacity", "sinks", "block", "dtype"),
     [
-        (8, 8, 128, 100, 4, torch.float32),
-        (9, 3, 64, 65, 4, torch.bfloat16),
-        (4, 1, 80, 33, 0, torch.float32),
-        (6, 2, 96, 300, 70, torch.float16),
+        (8, 8, 128, 100, 4, 1, torch.float32),
+        (9, 3, 64, 65, 4, 1, torch.bfloat16),
+        (4, 1, 80, 33, 0, 1, torch.float32),
+        (6, 2, 96, 300, 70, 1, torch.float16),
+        (8, 8, 128, 100, 4, 48, torch.float32),
+        (4, 2, 64, 65, 0, 32, torch.float32),
     ],
 )
-def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, capacity, sinks, dtype):
+def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, capacity, sinks, block, dtype):
     torch.manual_seed(0)
-    ours, plain = (ring(kv_heads, capacity, dim, sinks, dtype, "cuda") for _ in range(2))
+    ours, plain = (ring(kv_heads, capacity, dim, sinks, dtype, "cuda", block) for _ in range(2))
     for _ in range(2 * capacity + 10):
         query = torch.randn(heads, dim, dtype=dtype, device="cuda")
         key, value = torch.randn(2, kv_heads, dim, dtype=dtype, device="cuda")
         got = attend_ring(ours, 0.1, query, key, value)
-        wanted = _attend_torch(plain, 0.1, query, key, value)
+        wanted = attend_plainly(plain, 0.1, query, key, value)
         assert apart(got, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
         ours.counter += 1
         plain.counter += 1
@@ -79,26 +83,37 @@ def test_the_fold_kernel_computes_what_plain_torch_does(dtype):
     keys, values = torch.randn(2, 1, 2, 4, 64, dtype=dtype, device="cuda")
     log_sum = torch.randn(1, 6, 77, device="cuda")
     turn = Rotation.still(half, 64, query.device).by(half, -torch.arange(77, device="cuda"))
-    part = _sinks(turn(query.float()), keys.float(), values.float(), 100, Scores(0.125))
-    wanted, _ = _fold(out.float(), log_sum, *part)
+    part = softmax(Scores(0.125).of(turn(query.float()), keys.float()), values.float())
+    wanted, _ = fold(out.float(), log_sum, *part)
     fold_sinks(query, out, log_sum, keys, values, turn, 0.125)
     assert apart(out, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
 
 
 @cuda
 @pytest.mark.parametrize(
-    ("first", "begin", "n", "recent"),
-    [(0, 4, 300, 60), (2, 4, 90, 60), (0, 4, 90, None), (0, 0, 90, 60), (300, 240, 500, 60), (64, 4, 1, 60)],
+    ("first", "begin", "n", "recent", "block"),
+    [
+        (0, 4, 300, 60, 1),
+        (2, 4, 90, 60, 1),
+        (0, 4, 90, None, 1),
+        (0, 0, 90, 60, 1),
+        (300, 240, 500, 60, 1),
+        (64, 4, 1, 60, 1),
+        (0, 4, 300, 60, 30),
+        (300, 244, 500, 60, 30),
+    ],
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_band_in_half_precision_is_that_of_plain_torch(first, begin, n, recent, dtype):
+def test_the_band_in_half_precision_is_that_of_plain_torch(first, begin, n, recent, block, dtype):
     torch.manual_seed(0)
     held = first + n - begin
     query = torch.randn(1, 6, n, 64, dtype=dtype, device="cuda")
     key, value = torch.randn(2, 1, 2, held, 64, dtype=dtype, device="cuda")
-    keep = Keep(begin if begin <= 4 else 4, recent)
-    got = band(query, key, value, first, begin, keep, Scores(0.125))
-    wanted = band(query.float().cpu(), key.float().cpu(), value.float().cpu(), first, begin, keep, Scores(0.125))
+    sinks = begin if begin <= 4 else 4
+    policy = Policy(None if recent is None else sinks + recent, sinks, block)
+    plan = LayerPlan(policy, "cache", Format(), LayerSizes("full", 2, 64))
+    got = band(query, key, value, first, begin, plan, Scores(0.125))
+    wanted = band(query.float().cpu(), key.float().cpu(), value.float().cpu(), first, begin, plan, Scores(0.125))
     blind = max(0, begin - first)  # rows of tokens before the first key
     assert not got[0][:, :, :blind].any()
     assert (got[1][:, :, :blind] == -torch.inf).all()

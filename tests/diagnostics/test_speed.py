@@ -7,24 +7,25 @@ import tiny
 import torch
 from golden import GOLDEN
 
-from sinkbench import strategies
 from sinkbench.diagnostics import speed
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.engines.stepwise import Stepwise
 
-KEEP = strategies.resolve("attention_sinks", 24, 4)
+WINDOW, SINKS = 24, 4
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_neox", "gptj", "gemma"])
 def test_the_seeds_loop_computes_what_the_stepwise_engine_does(name):
     model, tokens = tiny.ROTARY[name](), tiny.tokens(80)
+    plan = tiny.plan(model, "attention_sinks", WINDOW, SINKS)
+    wanted = torch.tensor([s.nll[0] for s in Stepwise(model).run(plan, tokens)])
     before = model.config._attn_implementation
-    seed = torch.tensor([step.nll[0] for step in speed.seed_loop(model, KEEP, tokens)])
-    assert seed == pytest.approx(torch.tensor([s.nll[0] for s in stepwise(model, KEEP, tokens)]), abs=2e-4)
+    seed = torch.tensor([step.nll[0] for step in speed.seed_loop(model, WINDOW, SINKS, tokens)])
+    assert seed == pytest.approx(wanted, abs=2e-4)
     assert model.config._attn_implementation == before
 
 
 def test_every_timing_is_of_steps_past_a_full_window():
-    plan = speed.Plan(window=16, sinks=4, steps=5, streams=[30, 40], dense=20)
+    plan = speed.Timings(window=16, sinks=4, steps=5, streams=[30, 40], dense=20)
     model = tiny.ROTARY["llama"]()
     costs = {cost.what: cost for cost in speed.measure(model, plan)}
     assert [len(costs[f"stepwise, {name}"].timings) for name in ("windowed", "attention_sinks")] == [5, 5]

@@ -7,16 +7,21 @@ import pytest
 import tiny
 import torch
 
-from sinkbench import strategies
 from sinkbench.engines import captured as module
-from sinkbench.engines.captured import CapturedStream
+from sinkbench.engines.captured import Captured, CapturedStream, refuses_rings
 from sinkbench.engines.prefill import prefilled
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.engines.stepwise import Stepwise
 
 WINDOW, SINKS = 24, 4
 MODELS = {name: tiny.STREAMABLE[name] for name in ("llama", "qwen3", "gpt_neox", "gptj", "cohere", "gemma3", "llama3")}
 MODELS["mistral-sliding"] = partial(tiny.build, "mistral", sliding_window=8, **tiny.GROUPED)
-STRATEGIES = ("attention_sinks", "windowed", "transformers")
+STRATEGIES = {
+    "attention_sinks": {},
+    "windowed": {},
+    "transformers": {},
+    "context_shift": {},
+    "pyramid": {"beta": 2},
+}
 
 
 class Uncaptured(CapturedStream):
@@ -27,39 +32,44 @@ class Uncaptured(CapturedStream):
 
 
 @torch.no_grad()
-def through_rings(model, keep, tokens, start=0):
-    stream = Uncaptured(model, keep, tokens, compiled=False)
+def through_rings(model, plan, tokens, start=0):
+    stream = Uncaptured(model, plan, tokens, compiled=False)
     if start:
-        stream.prime(prefilled(model, keep, tokens[:start]))
+        stream.prime(prefilled(model, plan, tokens[:start]))
     nll = []
     with stream:
         for _ in range(start, len(tokens) - 1):
-            stream.prepare()
+            assert stream.prepared() is None
             nll.append(stream.step())
     return torch.tensor(nll)
 
 
-def one_by_one(model, keep, tokens, start=0):
-    return torch.tensor([step.nll[0] for step in stepwise(model, keep, tokens, start)])
+def one_by_one(model, plan, tokens, start=0):
+    return torch.tensor([step.nll[0] for step in Stepwise(model).run(plan, tokens, start)])
 
 
+def plan_of(model, strategy, positions=None):
+    return tiny.plan(model, strategy, WINDOW, SINKS, positions, **STRATEGIES[strategy])
+
+
+@pytest.mark.parametrize("positions", ["cache", "text"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_step_over_rings_is_a_step_of_the_plain_engine(name, strategy, monkeypatch):
+def test_a_step_over_rings_is_a_step_of_the_plain_engine(name, strategy, positions, monkeypatch):
     monkeypatch.setattr(module, "REACH", 64)  # so that rings are turned back within the test
     monkeypatch.setattr(module, "BLOCK", 32)  # so that dense rings grow
     model, tokens = MODELS[name](), tiny.tokens(200)
-    keep = strategies.resolve(strategy, WINDOW, SINKS)
-    wanted = one_by_one(model, keep, tokens)
-    assert through_rings(model, keep, tokens) == pytest.approx(wanted, abs=2e-4)
+    plan = plan_of(model, strategy, positions)
+    wanted = one_by_one(model, plan, tokens)
+    assert through_rings(model, plan, tokens) == pytest.approx(wanted, abs=2e-4)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rings_in_half_precision_differ_by_rounding_alone(strategy, dtype):
     model, tokens = MODELS["llama"](initializer_range=0.05).to(dtype), tiny.tokens(300)
-    keep = strategies.resolve(strategy, WINDOW, SINKS)
-    got, wanted = through_rings(model, keep, tokens), one_by_one(model, keep, tokens)
+    plan = plan_of(model, strategy)
+    got, wanted = through_rings(model, plan, tokens), one_by_one(model, plan, tokens)
     assert (got - wanted).abs().mean() <= 0.01
     assert float((got.mean() - wanted.mean()).exp()) == pytest.approx(1, abs=3e-3)
 
@@ -69,16 +79,29 @@ def test_rings_in_half_precision_differ_by_rounding_alone(strategy, dtype):
 def test_rings_take_up_a_stream_wherever_it_was_left(strategy, start, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 32)
     model, tokens = MODELS["llama"](), tiny.tokens(150)
-    keep = strategies.resolve(strategy, WINDOW, SINKS)
-    wanted = one_by_one(model, keep, tokens)[start:]
-    assert through_rings(model, keep, tokens, start) == pytest.approx(wanted, abs=2e-4)
+    plan = plan_of(model, strategy)
+    wanted = one_by_one(model, plan, tokens)[start:]
+    assert through_rings(model, plan, tokens, start) == pytest.approx(wanted, abs=2e-4)
 
 
-def test_one_stream_after_the_other_finds_its_rings_under_the_same_handles():
-    model, tokens = MODELS["llama"](), tiny.tokens(5)
-    handles = []
-    for strategy in ("windowed", "attention_sinks"):
-        with Uncaptured(model, strategies.resolve(strategy, WINDOW, SINKS), tokens, compiled=False) as stream:
-            handles.append(stream.handles)
-    assert handles[0] == handles[1]
-    assert not module._rings
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(name, monkeypatch):
+    def fail(self):
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(CapturedStream, "capture", fail)
+    model, tokens, lines = MODELS[name](), tiny.tokens(60), []
+    plan = plan_of(model, "attention_sinks")
+    engine = Captured(model, compiled=False, note=lines.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    got = torch.tensor([step.nll[0] for step in engine.run(plan, tokens, 20)])
+    assert got == pytest.approx(one_by_one(model, plan, tokens)[20:], abs=2e-4)
+    assert len(lines) == 1
+    assert "operation not permitted when stream is capturing" in lines[0]
+
+
+@pytest.mark.parametrize("family", ["dynamic", "longrope"])
+def test_frequencies_that_are_chosen_on_the_host_are_not_captured(family):
+    model = tiny.SCALED[family]()
+    for strategy in STRATEGIES:
+        assert "host" in refuses_rings(model, plan_of(model, strategy))

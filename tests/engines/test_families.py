@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.forward import feed
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
+from sinkbench.positions.reach import Reach
 from sinkbench.positions.rotary import Rope
-from sinkbench.strategies import STRATEGIES, resolve
+from sinkbench.strategies.registry import BUILTIN as STRATEGIES
 
 WINDOW, SINKS, LENGTH = 16, 4, 44
 TOLERANCE = 2e-4
@@ -29,7 +30,7 @@ every_family = pytest.mark.parametrize("family", tiny.STREAMABLE)
 
 
 def streamed(model: PreTrainedModel, strategy: str, stream: Tensor, window: int = WINDOW, sinks: int = SINKS) -> Tensor:
-    steps = stepwise(model, resolve(strategy, window, sinks), stream)
+    steps = Stepwise(model).run(tiny.plan(model, strategy, window, sinks), stream)
     return torch.tensor([nll for step in steps for nll in step.nll], dtype=torch.float64)
 
 
@@ -205,7 +206,7 @@ def test_layers_without_positions_are_told_from_those_with(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gptj", "gpt_neox", "glm", "yarn", "mpt", "gemma3"])
 def test_rebasing_positions_often_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StreamCache, "reach", lambda self, n: WINDOW + 3)
+    monkeypatch.setattr(Reach, "end", lambda self, n: WINDOW + 3)
     assert_streams(shared(family), "attention_sinks", length=60)
 
 
@@ -213,7 +214,7 @@ def test_rebasing_positions_often_changes_nothing(family: str, monkeypatch: pyte
 @pytest.mark.parametrize("family", ["llama", "gptj", "yarn"])
 def test_positions_of_a_million_tokens_do_not_drift(family: str, strategy: str) -> None:
     model, stream, begin = shared(family), tiny.tokens(LENGTH), 30
-    stream_cache = StreamCache(model, resolve(strategy, WINDOW, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
     nlls = []
     with torch.inference_mode():
         for t in range(len(stream) - 1):
@@ -256,7 +257,7 @@ def test_thousands_of_tokens_with_many_rebases_end_as_the_oracle_does(monkeypatc
 @pytest.mark.parametrize("window", [16, 128])
 def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream, turned = shared("llama"), tiny.tokens(window + 120), []
-    stream_cache = StreamCache(model, resolve("attention_sinks", window, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, "attention_sinks", window, SINKS))
     apply = Rope.apply
     monkeypatch.setattr(Rope, "apply", lambda self, x, *a: (turned.append(x.shape[-2]), apply(self, x, *a))[1])
     with torch.inference_mode():
@@ -271,7 +272,7 @@ def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytes
 @pytest.mark.parametrize("family", ["llama", "bloom", "gemma3"])
 def test_memory_is_constant_once_the_window_is_full(family: str, strategy: str) -> None:
     model, config = shared(family), shared(family).config
-    stream_cache = StreamCache(model, resolve(strategy, WINDOW, SINKS))
+    stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
     sizes = set()
     with torch.inference_mode():
         for t, token in enumerate(tiny.tokens(90)):
@@ -286,4 +287,4 @@ def test_memory_is_constant_once_the_window_is_full(family: str, strategy: str) 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_stream_of_one_token_has_nothing_to_predict(strategy: str) -> None:
-    assert len(streamed(shared("llama"), strategy, tiny.tokens(1))) == 0
+    assert len(streamed(shared("llama"), strategy, tiny.tokens(1), window=128)) == 0

@@ -9,23 +9,34 @@ from hypothesis import strategies as st
 from tiny import shared
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sinkbench.attention.bands import attending
+from sinkbench.attention.redirection import attending
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines import head
-from sinkbench.engines.parallel import chunk_for, parallel
-from sinkbench.engines.stepwise import stepwise
+from sinkbench.engines.choice import choose_engine
+from sinkbench.engines.chunks import chunk_for
+from sinkbench.engines.chunks import read as read_chunk
+from sinkbench.engines.parallel import Parallel
+from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
-from sinkbench.strategies import STRATEGIES, Keep, resolve
 
 LARGEST, MEAN = 1e-3, 1e-5
 
 
-def nll(engine, *arguments):
-    return np.array([value for steps in engine(*arguments) for value in steps.nll])
+STRATEGIES = {
+    "attention_sinks": {},
+    "windowed": {},
+    "transformers": {},
+    "context_shift": {},
+    "pyramid": {"beta": 2},
+}
 
 
-def assert_agree(model, keep, tokens, chunk):
-    difference = np.abs(nll(parallel, model, keep, tokens, chunk) - nll(stepwise, model, keep, tokens))
+def nll(engine, plan, tokens, start=0):
+    return np.array([value for steps in engine.run(plan, tokens, start) for value in steps.nll])
+
+
+def assert_agree(model, plan, tokens, chunk):
+    difference = np.abs(nll(Parallel(model, chunk), plan, tokens) - nll(Stepwise(model), plan, tokens))
     assert len(difference) == len(tokens) - 1
     assert difference.max() <= LARGEST
     assert difference.mean() <= MEAN
@@ -37,7 +48,8 @@ STATEFUL = {"qwen3_next"}  # linear-attention layers carry a state from token to
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("family", [family for family in tiny.STREAMABLE if family not in STATEFUL])
 def test_every_family_agrees_with_token_by_token(family, strategy):
-    assert_agree(shared(family), resolve(strategy, 16, 4), tiny.tokens(50), chunk=21)
+    model = shared(family)
+    assert_agree(model, tiny.plan(model, strategy, 16, 4, **STRATEGIES[strategy]), tiny.tokens(50), chunk=21)
 
 
 @settings(max_examples=25)
@@ -49,39 +61,43 @@ def test_every_family_agrees_with_token_by_token(family, strategy):
     length=st.integers(2, 60),
 )
 def test_any_window_sinks_chunk_and_length_agree(family, window, sinks, chunk, length):
-    assert_agree(shared(family), Keep(sinks, window), tiny.tokens(length), chunk)
+    model = shared(family)
+    assert_agree(model, tiny.plan(model, "attention_sinks", sinks + window, sinks), tiny.tokens(length), chunk)
 
 
 @pytest.mark.parametrize("family", sorted(STATEFUL & set(tiny.STREAMABLE)))
 def test_a_model_that_carries_a_state_is_refused_and_the_other_engine_named(family):
+    model = shared(family)
+    plan = tiny.plan(model, "windowed")
+    assert "--engine stepwise" in Parallel(model).refuses(plan)
     with pytest.raises(UserError, match="--engine stepwise"):
-        nll(parallel, shared(family), resolve("windowed", 16, 4), tiny.tokens(40))
+        choose_engine(model, plan, "parallel")
 
 
 def test_memory_does_not_grow_with_the_stream():
-    model, keep = shared("llama"), resolve("attention_sinks", 16, 4)
-    held = [held for steps in parallel(model, keep, tiny.tokens(600), 32) for held in steps.kv_cache_bytes]
-    assert held == [held for steps in stepwise(model, keep, tiny.tokens(600)) for held in steps.kv_cache_bytes]
+    model = shared("llama")
+    plan = tiny.plan(model, "attention_sinks")
+    held = [held for steps in Parallel(model, 32).run(plan, tiny.tokens(600)) for held in steps.kv_cache_bytes]
+    assert held == [held for steps in Stepwise(model).run(plan, tiny.tokens(600)) for held in steps.kv_cache_bytes]
     assert len(set(held[16:])) == 1
-    cache_ = StreamCache(model, keep)
+    cache_ = StreamCache(model, plan)
     sizes = set()
     with torch.inference_mode(), attending(model, cache_):
-        from sinkbench.engines.parallel import read
-
         for part in tiny.tokens(640).split(32):
-            read(model, cache_, part)
+            read_chunk(model, cache_, part)
             sizes.add(sum(layer.keys.numel() + layer.values.numel() for layer in cache_.kept))
     assert len(sizes) == 1
 
 
 def test_logits_are_never_held_for_the_whole_chunk(monkeypatch):
-    model, keep = shared("llama"), resolve("windowed", 16, 4)
-    whole = nll(parallel, model, keep, tiny.tokens(100), 64)
+    model = shared("llama")
+    plan = tiny.plan(model, "windowed")
+    whole = nll(Parallel(model, 64), plan, tiny.tokens(100))
     monkeypatch.setattr(head, "SLICE_BYTES", 5 * 4 * tiny.VOCABULARY)
     rows = []
     original = head.cross_entropy
     monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: rows.append(len(x)) or original(x, *a, **k))
-    sliced = nll(parallel, model, keep, tiny.tokens(100), 64)
+    sliced = nll(Parallel(model, 64), plan, tiny.tokens(100))
     assert (max(rows), sum(rows)) == (5, 99)
     assert sliced == pytest.approx(whole, abs=1e-5)
 
@@ -92,7 +108,7 @@ def test_a_slice_of_logits_takes_no_more_than_128_mib_whatever_the_vocabulary(mo
     original = head.cross_entropy
     monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: sizes.append(x.nbytes) or original(x, *a, **k))
     stream = tiny.tokens(1200)
-    nll(parallel, model, resolve("windowed", 16, 4), stream, 1024)
+    nll(Parallel(model, 1024), tiny.plan(model, "windowed"), stream)
     assert len(sizes) > 2  # the first chunk alone would be 195 MiB
     assert max(sizes) <= 128 * 2**20
 
@@ -101,16 +117,15 @@ def test_nothing_stays_replaced_afterwards():
     for family in ("llama", "falcon", "gptj", "mpt"):
         model = shared(family)
         before = (model.config._attn_implementation, sorted(ALL_ATTENTION_FUNCTIONS))
-        nll(parallel, model, resolve("attention_sinks", 16, 4), tiny.tokens(30))
+        nll(Parallel(model), tiny.plan(model, "attention_sinks"), tiny.tokens(30))
         assert (model.config._attn_implementation, sorted(ALL_ATTENTION_FUNCTIONS)) == before
         assert not any("forward" in vars(m) or "_attn" in vars(m) for m in model.modules())
 
 
 def test_a_bfloat16_stream_keeps_its_perplexity_within_half_a_percent():
     model = tiny.STREAMABLE["llama"](initializer_range=0.05).to(torch.bfloat16)
-    keep = resolve("attention_sinks", 32, 4)
-    tokens = tiny.tokens(400)
-    one, many = nll(stepwise, model, keep, tokens).mean(), nll(parallel, model, keep, tokens, 64).mean()
+    plan, tokens = tiny.plan(model, "attention_sinks", 32), tiny.tokens(400)
+    one, many = nll(Stepwise(model), plan, tokens).mean(), nll(Parallel(model, 64), plan, tokens).mean()
     assert np.exp(many) == pytest.approx(np.exp(one), rel=5e-3)
 
 
@@ -129,9 +144,9 @@ def test_the_chunk_fits_the_free_memory(monkeypatch):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("dtype", "compiled", "mean"), [("float32", False, 1e-5), ("bfloat16", True, 1e-2)])
 def test_a_stream_on_cuda_gives_the_nlls_of_the_cpu(strategy, dtype, compiled, mean):
-    tokens, keep = tiny.tokens(400), resolve(strategy, 64, 4)
-    model = tiny.STREAMABLE["llama"](initializer_range=0.05)
-    wanted = nll(stepwise, model, keep, tokens)
-    got = nll(parallel, model.to("cuda", getattr(torch, dtype)), keep, tokens, 150, 0, compiled)
+    model, tokens = tiny.STREAMABLE["llama"](initializer_range=0.05), tiny.tokens(400)
+    plan = tiny.plan(model, strategy, 64, 4, **STRATEGIES[strategy])
+    wanted = nll(Stepwise(model), plan, tokens)
+    got = nll(Parallel(model.to("cuda", getattr(torch, dtype)), 150, compiled), plan, tokens)
     assert np.abs(got - wanted).mean() <= mean
     assert got.mean() == pytest.approx(wanted.mean(), abs=mean / 10)

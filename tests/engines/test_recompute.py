@@ -7,26 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import dense, recomputed
 
-from sinkbench.engines.parallel import parallel
-from sinkbench.engines.stepwise import stepwise
-from sinkbench.strategies import resolve
+from sinkbench.engines.choice import choose_engine
+from sinkbench.engines.recompute import Recompute
 
 WINDOW, TOLERANCE = 16, 2e-4
 
 EVERY = {**tiny.STREAMABLE, **tiny.LEARNED}  # without a cache, positions that were learned are no obstacle
-ENGINES = {"stepwise": stepwise, "parallel": parallel}
-engines = pytest.mark.parametrize("engine", ENGINES)
+engines = pytest.mark.parametrize("engine", ["stepwise", "parallel"])
 
 
-def wrong(why):
-    """Marks what the parallel engine gets wrong today; fails as soon as that is mended."""
-    return pytest.mark.parametrize(
-        "engine", ["stepwise", pytest.param("parallel", marks=pytest.mark.xfail(reason=why, strict=True))]
-    )
-
-
-def read(engine, model, stream, window=WINDOW, **more):
-    steps = list(ENGINES[engine](model, resolve("recompute", window, 4), stream, **more))
+def read(engine, model, stream, window=WINDOW, start=0, chunk=None):
+    plan = tiny.plan(model, "recompute", window)
+    chosen = choose_engine(model, plan, engine, chunk=chunk)
+    assert isinstance(chosen, Recompute)
+    steps = list(chosen.run(plan, stream, start))
     assert {held for step in steps for held in step.kv_cache_bytes} <= {0}
     return torch.tensor([nll for step in steps for nll in step.nll], dtype=torch.float64)
 
@@ -43,14 +37,9 @@ def assert_recomputes(engine, model):
 
 
 @engines
-@pytest.mark.parametrize("family", [family for family in EVERY if family != "opt"])
+@pytest.mark.parametrize("family", EVERY)
 def test_every_prediction_is_that_of_a_dense_forward_over_the_window(family, engine):
     assert_recomputes(engine, EVERY[family]())
-
-
-@wrong("the head of OPT reads its body's decoder, which is not replaced: its numbers are of other tokens")
-def test_so_is_that_of_a_model_whose_head_reaches_into_its_body(engine):
-    assert_recomputes(engine, tiny.LEARNED["opt"]())
 
 
 @engines
@@ -62,7 +51,7 @@ def test_a_window_may_be_longer_than_a_table_of_positions(family, setting, engin
     assert_same(read(engine, short, stream), recomputed(tiny.shared(family), stream, WINDOW))
 
 
-@wrong("the first window is read at once, with the frequencies of its whole length")
+@engines
 def test_frequencies_follow_the_length_of_each_window(engine):
     assert_recomputes(engine, tiny.SCALED["dynamic"](max_position_embeddings=10))
 
@@ -82,14 +71,15 @@ def test_what_has_left_the_window_has_no_influence_and_in_a_cut_cache_it_has(eng
     model, stream = tiny.shared("llama"), tiny.tokens(40)
     other = torch.cat((tiny.tokens(8, seed=1), stream[8:]))
     assert_same(read(engine, model, stream)[24:], read(engine, model, other)[24:])
+    plan = tiny.plan(model, "windowed", WINDOW)
     cut = [
-        torch.tensor([nll for step in ENGINES[engine](model, resolve("windowed", WINDOW, 0), s) for nll in step.nll])
+        torch.tensor([nll for step in choose_engine(model, plan, engine).run(plan, s) for nll in step.nll])
         for s in (stream, other)
     ]
     assert (cut[0][24:] - cut[1][24:]).abs().max() > 0.01
 
 
-@wrong("a stream that ends within the window leaves a batch of no windows, which Llama cannot read")
+@engines
 @pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1])
 def test_within_the_window_it_is_dense_attention(length, engine):
     model, stream = tiny.shared("llama"), tiny.tokens(length)

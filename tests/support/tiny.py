@@ -6,6 +6,9 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from sinkbench.models.sizes import layer_sizes
+from sinkbench.strategies import Plan, choose
+
 VOCABULARY = 256
 
 
@@ -25,6 +28,18 @@ def build(model_type: str, attn: str | None = None, **values: Any) -> PreTrained
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attn)
     return model.eval()
+
+
+def plan(
+    model: PreTrainedModel,
+    strategy: str,
+    window: int = 16,
+    sinks: int | None = 4,
+    positions: str | None = None,
+    **values: Any,
+) -> Plan:
+    """What ``strategy`` with these parameters keeps of ``model``."""
+    return choose(strategy, window, sinks, values, positions).plan(layer_sizes(model.config))
 
 
 def tokens(n: int, seed: int = 0) -> torch.Tensor:

@@ -3,17 +3,20 @@
 Nothing here depends on numbers the host knows: which slot is written and how many are valid follow from a token
 counter in device memory, so that one captured launch serves every step.
 
-The ring of a layer has ``capacity`` slots: the first ``sinks`` tokens stay in theirs for ever, the others go
-round through the rest. Sinks are kept as they arrived; the query that meets them has been turned for them.
+The ring of a layer has ``capacity`` slots, one more than entries survive a step: the first ``sinks`` tokens stay in
+theirs for ever, the others go round through the rest. Sinks are kept as they arrived; the query that meets them has
+been turned for them. Where several entries go at once (:attr:`Policy.block`), those that are gone lie there unread.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sinkbench.positions.rotary import wide
 from sinkbench.positions.rotation import Rotation
+from sinkbench.strategies import Policy
 
 try:
     import triton
@@ -29,19 +32,21 @@ JOINED = 32  # programs whose results are put together at a time
 class Ring:
     """Keys and values of one layer, ``(Hkv, capacity, D)``, and the token counter, int64, shape ``(1,)``.
 
-    ``turn`` is what a query undergoes before it meets the sinks. ``arrivals``, int32, shape ``(Hkv,)``, is all zeros
-    between two steps.
+    ``rotation`` is what a query undergoes before it meets the sinks. ``block`` entries go at once. ``arrivals``, int32,
+    shape ``(Hkv,)``, is all zeros between two steps.
     """
 
     keys: Tensor
     values: Tensor
     counter: Tensor
     sinks: int
-    turn: Rotation
-    arrivals: Tensor = field(init=False)
+    rotation: Rotation
+    block: int = 1
+    arrivals: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.arrivals = torch.zeros(self.keys.shape[0], dtype=torch.int32, device=self.keys.device)
+        if self.arrivals is None:
+            self.arrivals = torch.zeros(self.keys.shape[0], dtype=torch.int32, device=self.keys.device)
 
     @property
     def capacity(self) -> int:
@@ -49,8 +54,13 @@ class Ring:
 
     def slots(self, tokens: Tensor) -> Tensor:
         """Where the tokens with these indices (int64, shape ``(n,)``) lie."""
-        rest = max(self.capacity - self.sinks, 1)
-        return torch.where(tokens < self.capacity, tokens, self.sinks + (tokens - self.sinks) % rest)
+        return slots_of(tokens, self.capacity, self.sinks)
+
+
+def slots_of(tokens: Tensor, capacity: int, sinks: int) -> Tensor:
+    """Where the tokens with these indices lie in a ring."""
+    rest = max(capacity - sinks, 1)
+    return torch.where(tokens < capacity, tokens, sinks + (tokens - sinks) % rest)
 
 
 def attend_ring(ring: Ring, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -59,25 +69,57 @@ def attend_ring(ring: Ring, scale: float, query: Tensor, key: Tensor, value: Ten
     Returns:
         ``(H, D)`` in the dtype of ``query``.
     """
+    turn = ring.rotation
+    return torch.ops.sinkbench.attend_ring(
+        *(ring.keys, ring.values, ring.arrivals, ring.counter, turn.cos, turn.sin, turn.partner),
+        *(query, key, value, scale, ring.sinks, ring.block),
+    )
+
+
+@torch.library.custom_op("sinkbench::attend_ring", mutates_args=("keys", "values", "arrivals"))
+def _attend(
+    keys: Tensor,
+    values: Tensor,
+    arrivals: Tensor,
+    counter: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    partner: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    sinks: int,
+    block: int,
+) -> Tensor:
+    ring = Ring(keys, values, counter, sinks, Rotation(cos, sin, partner), block, arrivals)
     if triton is not None and query.is_cuda:
         return _attend_triton(ring, scale, query, key, value)
-    return _attend_torch(ring, scale, query, key, value)
+    return attend_plainly(ring, scale, query, key, value)
 
 
-def _attend_torch(ring: Ring, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+@_attend.register_fake
+def _(keys, values, arrivals, counter, cos, sin, partner, query, key, value, scale, sinks, block):
+    return query.new_empty(query.shape)
+
+
+def attend_plainly(ring: Ring, scale: float, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The same in plain torch: the reference that the kernel is tested against."""
     t, capacity, sinks = ring.counter, ring.capacity, ring.sinks
     slot = ring.slots(t)
     ring.keys.index_copy_(1, slot, key[:, None])
     ring.values.index_copy_(1, slot, value[:, None])
     heads, dim = query.shape
-    groups = [q.view(key.shape[0], -1, dim).float() for q in (query, ring.turn(query))]
-    keys = ring.keys.float().transpose(1, 2)
+    groups = [q.view(key.shape[0], -1, dim).to(wide(q.dtype)) for q in (query, ring.rotation(query))]
+    keys = ring.keys.to(wide(query.dtype)).transpose(1, 2)
     place = torch.arange(capacity, device=query.device)
     turned = (place < sinks) & (place != slot)  # a new token meets itself unturned
     scores = torch.where(turned, groups[1] @ keys, groups[0] @ keys) * scale
-    shares = scores.masked_fill(place > t, -math.inf).softmax(-1)
-    return (shares @ ring.values.float()).view(heads, -1).to(query.dtype)
+    token = torch.where(place < sinks, place, t - (slot - place) % max(capacity - sinks, 1))
+    policy = Policy(capacity - 1 or None, min(sinks, max(capacity - 2, 0)), ring.block)
+    gone = (place >= sinks) & (token < sinks + policy.dropped(t))
+    shares = scores.masked_fill((place > t) | gone, -math.inf).softmax(-1)
+    return (shares @ ring.values.to(wide(query.dtype))).view(heads, -1).to(query.dtype)
 
 
 if triton is not None:
@@ -102,7 +144,9 @@ if triton is not None:
         sinks,
         capacity,
         splits,
+        block,
         HAS_SINKS: tl.constexpr,
+        BLOCKS: tl.constexpr,
         GROUP: tl.constexpr,
         DIM: tl.constexpr,
         WIDTH: tl.constexpr,
@@ -124,6 +168,11 @@ if triton is not None:
         rows = split * SLOTS + tl.arange(0, SLOTS)
         seen = rows < tl.minimum(t, capacity - 1).to(tl.int32)
         rows += (rows >= slot).to(tl.int32)
+        if BLOCKS:  # of those that lie in the ring, the oldest may be gone
+            rest = tl.maximum(capacity - sinks, 1)
+            token = t.to(tl.int32) - (slot - rows + rest) % rest
+            over = tl.maximum(t.to(tl.int32) - (capacity - 1), 0)
+            seen = seen & ((rows < sinks) | (token >= sinks + (over + block - 1) // block * block))
         there = seen[:, None] if WIDTH == DIM else seen[:, None] & inside[None, :]
         at = rows[:, None] * DIM + d[None, :]
         k = tl.load(keys + at, mask=there, other=0.0)
@@ -186,12 +235,13 @@ def _attend_triton(ring: Ring, scale: float, query: Tensor, key: Tensor, value: 
     partial = query.new_empty(heads, splits, width, dtype=torch.float32)
     maxima, sums = (query.new_empty(heads, splits, dtype=torch.float32) for _ in range(2))
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    turn = ring.turn
+    turn = ring.rotation
     _attend_slots[(kv_heads, splits)](
         *(query.contiguous(), turn.cos, turn.sin, turn.partner, key.contiguous(), value.contiguous()),
         *(ring.keys, ring.values, ring.counter, ring.arrivals),
-        *(partial, maxima, sums, out, scale, ring.sinks, ring.capacity, splits),
+        *(partial, maxima, sums, out, scale, ring.sinks, ring.capacity, splits, ring.block),
         HAS_SINKS=ring.sinks > 0,
+        BLOCKS=ring.block > 1,
         GROUP=heads // kv_heads,
         DIM=dim,
         WIDTH=width,

@@ -1,0 +1,181 @@
+"""A layer whose entries go by a score: slots in no particular order, and which token lies in each.
+
+A token that is evicted leaves its slot to the next, so nothing is ever moved. Every head of keys and values may hold
+other tokens. Keys lie as they came (``text`` positions), or unrotated, to be turned on every step to their rank among
+those that their head holds (``cache`` positions).
+"""
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin
+
+from sinkbench.errors import UserError
+from sinkbench.positions.rotary import Rope, wide
+from sinkbench.strategies import Held, LayerPlan
+
+
+class ScoredLayer(CacheLayerMixin):
+    """One layer's keys and values, of which the strategy evicts one a step once the window is full.
+
+    Shapes: ``B`` streams, ``H`` heads of keys and values, ``n`` entries with the newest, ``D`` features.
+
+    Args:
+        plan: how much survives a step, and where it stands.
+        rope: how this layer's keys turn with position; ``None`` where they do not.
+        number: of this layer among those that the strategy governs.
+    """
+
+    supports_early_init = False
+    is_sliding = False
+
+    def __init__(self, plan: LayerPlan, rope: Rope | None, number: int) -> None:
+        super().__init__()
+        self.plan, self.rope, self.number = plan, rope, number
+        self.policy = plan.policy
+        assert self.policy.window is not None
+        assert self.policy.eviction is not None
+        self.window, self.eviction = self.policy.window, self.policy.eviction
+        self.seen = 0  # tokens that passed
+        self.position = 0  # of the next token, as the model is told
+        self.memory: dict[str, Tensor] = {}
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        (batch, heads, _, dim), slots = key_states.shape, self.window + 1
+        stored = self.dtype if self.plan.positions == "text" else wide(self.dtype)
+        self.keys = key_states.new_zeros(batch, heads, slots, dim, dtype=stored)
+        self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
+        self.tokens = torch.zeros(batch, heads, slots, dtype=torch.long, device=self.device)  # index in the text
+        self.free = torch.zeros(batch, heads, 1, dtype=torch.long, device=self.device)  # the slot of the next token
+        self.memory = {
+            name: torch.zeros(batch, heads, slots, dtype=wide(self.dtype), device=self.device)
+            for name in self.eviction.memory
+        }
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Add one token's ``(B, H, 1, D)`` key and value; answer with all that are held, the new ones among them.
+
+        Raises:
+            UserError: several tokens at once.
+        """
+        if key_states.shape[-2] > 1:
+            raise UserError("a strategy that scores its entries reads one token at a time: use --engine stepwise")
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.plan.positions == "cache" and self.rope is not None:
+            back = torch.tensor([-self.position], device=self.device)
+            key_states = self._rope.move(key_states.to(self.keys.dtype), back)
+        place = self.free[..., None]
+        self.keys.scatter_(2, place.expand_as(key_states), key_states.to(self.keys.dtype))
+        self.values.scatter_(2, place.expand_as(value_states), value_states)
+        self.tokens.scatter_(2, self.free, self.seen)
+        for numbers in self.memory.values():
+            numbers.scatter_(2, self.free, 0.0)
+        self.seen += 1
+        self.position += 1
+        self.view = self._turned(self.keys[:, :, : self.present])
+        return self.view, self.values[:, :, : self.present]
+
+    @property
+    def _rope(self) -> Rope:
+        assert self.rope is not None
+        return self.rope.at_length(self.position + 1)
+
+    def _turned(self, keys: Tensor) -> Tensor:
+        """The keys where the newest query meets them."""
+        if self.plan.positions == "text" or self.rope is None:
+            return keys
+        newest = self.position - 1  # where the query stands; every head holds as many entries, and it is the last
+        rope = self.rope.at_length(self.position)
+        return rope.move(keys, self.ranks() + (newest - self.present + 1)).to(self.dtype)
+
+    def ranks(self) -> Tensor:
+        """The place in text order of each entry among those of its head, int64, ``(B, H, n)``."""
+        return self.tokens[:, :, : self.present].argsort(-1).argsort(-1)
+
+    @property
+    def present(self) -> int:
+        """Entries that the newest token attends to, itself included."""
+        return min(self.seen, self.window + 1)
+
+    @property
+    def held(self) -> int:
+        """Entries kept for the next step."""
+        return min(self.seen, self.window)
+
+    def evict(self, weights: Tensor) -> None:
+        """Choose what goes, after the attention of a step.
+
+        Args:
+            weights: shares of the newest query in each entry, ``(B, H, G, n)``.
+        """
+        n = self.present
+        tokens = self.tokens[:, :, :n]
+        held = Held(
+            tokens=tokens,
+            now=self.seen - 1,
+            weights=weights,
+            keys=self.view,
+            memory={name: numbers[:, :, :n] for name, numbers in self.memory.items()},
+            layer=self.number,
+        )
+        scores = self.eviction.score(held)
+        if n <= self.window:
+            self.free.fill_(n)
+            return
+        self.free = lowest(scores, tokens, self.policy.sinks, self.seen - self.policy.protected)
+
+    def shift(self, by: int) -> None:
+        """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""
+        self.position += by
+
+    def settle(self) -> None:
+        """Nothing to give back."""
+
+    def get_seq_length(self) -> int:
+        return self.held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.held + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        raise UserError("a cache that drops entries cannot be rolled back (assisted decoding needs that)")
+
+    def reset(self) -> None:
+        self.seen = self.position = 0
+        if self.is_initialized:
+            self.free.zero_()
+
+    def _map(self, pick) -> None:  # noqa: ANN001
+        if not self.is_initialized:
+            return
+        self.keys, self.values, self.tokens, self.free = map(pick, (self.keys, self.values, self.tokens, self.free))
+        self.memory = {name: pick(numbers) for name, numbers in self.memory.items()}
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda x: x[indices.to(x.device)])
+
+
+def lowest(scores: Tensor, tokens: Tensor, first: int, last: int) -> Tensor:
+    """Where the entry with the lowest score lies, ``(B, H, 1)``; of equal ones, the oldest.
+
+    Args:
+        scores: ``(B, H, n)``, or ``(B, 1, n)`` for all heads.
+        tokens: indices in the text, ``(B, H, n)``; only those from ``first`` on and before ``last`` can go.
+    """
+    can_go = (tokens >= first) & (tokens < last)
+    scores = scores.expand(tokens.shape).masked_fill(~can_go, torch.inf)
+    ties = can_go & (scores <= scores.amin(-1, keepdim=True))
+    return tokens.masked_fill(~ties, torch.iinfo(torch.long).max).argmin(-1, keepdim=True)

@@ -1,0 +1,41 @@
+"""Which engine runs a stream: the first that does not refuse the plan."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from sinkbench.engines.base import Engine
+from sinkbench.engines.captured import Captured
+from sinkbench.engines.parallel import Parallel
+from sinkbench.engines.recompute import Recompute
+from sinkbench.engines.stepwise import Stepwise
+from sinkbench.errors import UserError
+from sinkbench.strategies import Plan
+
+
+def choose_engine(
+    model: PreTrainedModel, plan: Plan, engine: str, cuda_graphs: bool = True, chunk: int | None = None
+) -> Engine:
+    """The engine for ``plan``.
+
+    Args:
+        engine: ``--engine``: ``stepwise`` or ``parallel``.
+        cuda_graphs: whether steps may be captured.
+        chunk: tokens a forward of the parallel engine; by default chosen from the free memory.
+
+    Raises:
+        UserError: no such engine, or none of its kind can run the plan.
+    """
+    kinds: dict[str, Sequence[Engine]] = {
+        "stepwise": [*([Captured(model)] if cuda_graphs else []), Stepwise(model), Recompute(model)],
+        "parallel": [Parallel(model, chunk), Recompute(model, batched=True, chunk=chunk)],
+    }
+    if engine not in kinds:
+        raise UserError(f"no engine {engine!r}: --engine is one of {', '.join(kinds)}")
+    reasons = []
+    for candidate in kinds[engine]:
+        reason = candidate.refuses(plan)
+        if reason is None:
+            return candidate
+        reasons.append(reason)
+    raise UserError(f"the {engine} engine cannot run this: {reasons[0]}")

@@ -1,0 +1,96 @@
+"""Many tokens a forward: a stream read in chunks, between which the cache carries what the plan keeps."""
+
+from collections.abc import Iterator
+
+import psutil
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sinkbench.attention.adapters import mask_argument, replaceable
+from sinkbench.attention.redirection import attending
+from sinkbench.cache.stream import StreamCache
+from sinkbench.engines.head import backbone
+from sinkbench.errors import UserError
+from sinkbench.positions.detection import read_positions
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting, takes_positions
+from sinkbench.positions.reach import shortest_limit
+from sinkbench.strategies import Plan
+
+CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
+STEPWISE = "use --engine stepwise"
+
+
+def refuses_plan(plan: Plan) -> str | None:
+    """Why ``plan`` cannot be read in chunks exactly, whatever the model; ``None`` where it can."""
+    if plan.by_score:
+        return f"what goes depends on a score, token by token: {STEPWISE}"
+    if plan.stateful:
+        return f"some layers carry a state from token to token: {STEPWISE}"
+    return None
+
+
+def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> str | None:
+    """Why ``length`` tokens cannot be read in chunks exactly; ``None`` where they can."""
+    name = type(model).__name__
+    reason = refuses_plan(cache.plan)
+    if reason is not None:
+        return f"{name}: {reason}"
+    if not replaceable(model):
+        return f"the attention of {name} cannot be fed many tokens at once under a strategy: {STEPWISE}"
+    try:
+        backbone(model)
+    except UserError as error:
+        return str(error)
+    if not cache.reach.lasts(length):
+        limit = cache.reach.limit
+    elif cache.plan.dense and cache.reach.limit is None:
+        limit = shortest_limit(read_positions(model))  # dense attention had not read them
+        limit = None if limit is None or length <= limit else limit
+    else:
+        limit = None
+    if limit is None:
+        return None
+    return f"{name} changes its rotary frequencies beyond {limit} tokens, token by token: {STEPWISE}, or stay below"
+
+
+def hidden_states(
+    model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Feed ``tokens`` through ``cache``, ``chunk`` at a time: where each chunk begins, its states ``(n, width)``.
+
+    Raises:
+        UserError: the model cannot be read in chunks under the plan of ``cache``.
+    """
+    reason = refuses_chunks(model, cache, len(tokens) + 1)
+    if reason is not None:
+        raise UserError(reason)
+    chunk = cache.reach.chunk(chunk or chunk_for(model))
+    longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
+    with lasting(model, longest), exact_angles(model), attending(model, cache):
+        for begin in range(0, len(tokens), chunk):
+            yield begin, read(model, cache, tokens[begin : begin + chunk])
+
+
+def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
+    """Last hidden states ``(n, width)`` of ``tokens``, fed at once; to be called within ``attending``."""
+    kwargs = mask_argument(model)
+    positions = cache.advance(len(tokens))
+    if takes_positions(model):
+        kwargs["position_ids"] = positions
+    body = backbone(model)
+    return body(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state[0]
+
+
+def chunk_for(model: PreTrainedModel) -> int:
+    """Tokens a forward that leave three quarters of the free memory alone."""
+    config = model.config.get_text_config(decoder=True)
+    width = config.hidden_size
+    inner = getattr(config, "intermediate_size", None) or 4 * width
+    size = torch.finfo(model.dtype).bits // 8
+    per_token = size * (12 * width + 4 * inner)
+    on_gpu = model.device.type == "cuda"
+    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    fits = [c for c in CHUNKS[0 if on_gpu else 3 :] if c * per_token <= free / 4]
+    return fits[0] if fits else CHUNKS[-1]

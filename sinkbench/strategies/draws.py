@@ -1,0 +1,37 @@
+"""Random numbers that depend on what they are for and not on who asks, or when: a counter-based generator.
+
+A mix of SplitMix64's finaliser (Steele, Lea and Flood, 2014) over the counters, in wrapping 64-bit integers, so that
+every engine, device and dtype draws the same.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as signed numbers
+
+
+def draw(seed: int, layer: int, tokens: "Tensor") -> "Tensor":
+    """A number in [0, 1) for each entry, float64, ``(B, H, n)``, by seed, layer, head and index in the text.
+
+    Args:
+        tokens: indices in the text, int64, ``(B, H, n)``.
+    """
+    import torch
+
+    heads = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
+    mixed = _mix(_mix(_mix(tokens.new_tensor(seed)) + layer) + heads)
+    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
+
+
+def _mix(x: "Tensor") -> "Tensor":
+    x = x + STEP
+    x = (x ^ _shifted(x, 30)) * FIRST
+    x = (x ^ _shifted(x, 27)) * SECOND
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: "Tensor", by: int) -> "Tensor":
+    """``x`` shifted to the right as an unsigned number."""
+    return (x >> by) & ((1 << (64 - by)) - 1)

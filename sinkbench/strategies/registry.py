@@ -1,0 +1,287 @@
+"""Where strategies come from: built in, entry points of the group ``sinkbench.strategies``, files."""
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from sinkbench.errors import UserError
+from sinkbench.strategies.base import Strategy
+from sinkbench.strategies.formats import Format
+from sinkbench.strategies.formats import parse as parse_format
+from sinkbench.strategies.plan import POSITIONS, LayerSizes, Plan, Positions, make_plan
+from sinkbench.validation import nearest, shown
+
+GROUP = "sinkbench.strategies"
+BUILTIN = {
+    "attention_sinks": "attention_sinks:AttentionSinks",
+    "transformers": "transformers:Transformers",
+    "windowed": "windowed:Windowed",
+    "recompute": "recompute:Recompute",
+    "context_shift": "context_shift:ContextShift",
+    "pyramid": "pyramid:Pyramid",
+    "random": "random:Random",
+}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A strategy's class, and where it is from.
+
+    Attributes:
+        name: what it is called: in files' names, tables and keys.
+        source: ``built in``, a distribution, or a file.
+        sha256: of the source of a class that is not built in; ``None`` for one that is.
+    """
+
+    name: str
+    kind: type[Strategy]
+    source: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A strategy with everything that decides what it keeps.
+
+    Attributes:
+        strategy: with its parameters.
+        window: entries that a layer holds at most, on the average over layers.
+        positions: where entries stand.
+        format: in which they are stored.
+    """
+
+    found: Found
+    strategy: Strategy
+    window: int
+    positions: Positions
+    format: Format
+
+    @property
+    def name(self) -> str:
+        return self.found.name
+
+    def plan(self, sizes: Sequence[LayerSizes]) -> Plan:
+        """What each layer of a model of these sizes keeps.
+
+        Raises:
+            UserError: parameters that do not go with the window or the model.
+        """
+        context = self.strategy.context(self.window)
+
+        def policy(layer: int, layers: int) -> Any:
+            return self.strategy.policy(self.window, layer, layers)
+
+        return make_plan(sizes, policy, self.positions, self.format, context)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the strategy's own defaults: parameters, positions and format, by name."""
+        mine = {name: value for name, value in self.strategy if value != type(self.strategy).model_fields[name].default}
+        if self.positions != type(self.strategy).positions:
+            mine["positions"] = self.positions
+        return mine if self.format == Format() else {**mine, "kv_format": str(self.format)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides what is kept, as a key needs it. Two choices that keep the same may still differ in it."""
+        policy = self.strategy.policy(self.window)
+        return {
+            "strategy": self.name,
+            "source": self.found.sha256,
+            "parameters": self.strategy.model_dump(),
+            "window": policy.window if self.strategy.context(self.window) is None else self.window,
+            "positions": self.positions,
+            "format": str(self.format),
+        }
+
+
+def choose(
+    experiment: str,
+    window: int,
+    sinks: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    positions: str | None = None,
+    kv_format: str = "model",
+) -> Chosen:
+    """The strategy that ``--experiment`` names, with its parameters checked.
+
+    Args:
+        experiment: a built-in name, an entry point, or ``path/file.py:ClassName``.
+        window: ``--window-size``.
+        sinks: ``--attention-sink-size``, which a strategy without sinks ignores; ``None`` for its own default.
+        parameters: ``--set``.
+        positions: ``--positions``; ``None`` for the strategy's own.
+        kv_format: ``--kv-format``.
+
+    Raises:
+        UserError: no such strategy, or parameters, sizes, positions or a format that cannot be.
+    """
+    found = find(experiment)
+    given = dict(parameters or {})
+    if sinks is not None and "sinks" in found.kind.model_fields:
+        if given.get("sinks", sinks) != sinks:
+            raise UserError(f"--attention-sink-size {sinks} and --set sinks={given['sinks']} exclude each other")
+        given["sinks"] = sinks
+    strategy = _made(found, given)
+    if positions is not None and positions not in POSITIONS:
+        raise UserError(f"--positions must be one of {', '.join(POSITIONS)} (got {positions!r})")
+    chosen: Positions = "text" if positions == "text" else "cache" if positions == "cache" else found.kind.positions
+    if window < 1:
+        raise UserError(f"--window-size must be an integer of at least 1 (got {window})")
+    strategy.policy(window)  # refuses sizes that cannot be, whatever the model
+    return Chosen(found, strategy, window, chosen, parse_format(kv_format))
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``name=value`` pairs of ``--set``; a value is read as TOML where it is such, and is a text otherwise.
+
+    Raises:
+        UserError: no name, no ``=``, or a name given twice.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals or not name.isidentifier():
+            raise UserError(f"--set {setting}: give name=value, such as --set recent=512")
+        if name in found:
+            raise UserError(f"--set {name} is given twice")
+        try:
+            found[name] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name] = text.strip()
+    return found
+
+
+def find(experiment: str) -> Found:
+    """The class that ``--experiment`` names.
+
+    Raises:
+        UserError: there is none, it cannot be imported, or it is no strategy.
+    """
+    if experiment in BUILTIN:
+        return _built_in(experiment)
+    path, colon, name = experiment.rpartition(":")
+    if colon and (path.endswith(".py") or Path(path).is_file()):
+        return _from_file(Path(path).expanduser(), name)
+    points = _entry_points()
+    if experiment in points:
+        return _from_entry_point(points[experiment])
+    known = [*BUILTIN, *points]
+    raise UserError(
+        f"--experiment {shown(experiment)} is no strategy{nearest(experiment, known)}; "
+        "one of your own is path/to/file.py:ClassName (sinkbench strategies lists all)"
+    )
+
+
+def available() -> list[Found]:
+    """All strategies that have a name: built in, and from entry points that can be imported."""
+    found = [_built_in(name) for name in BUILTIN]
+    for point in _entry_points().values():
+        try:
+            found.append(_from_entry_point(point))
+        except UserError:
+            continue
+    return found
+
+
+def _built_in(name: str) -> Found:
+    module, _, kind = BUILTIN[name].partition(":")
+    return Found(name, getattr(import_module(f"sinkbench.strategies.{module}"), kind), "built in")
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP) if point.name not in BUILTIN}
+
+
+def _from_entry_point(point: EntryPoint) -> Found:
+    where = f"the entry point {point.name!r}"
+    try:
+        kind = point.load()
+    except Exception as error:
+        raise UserError(f"{where} cannot be imported: {_reason(error)}") from error
+    _check(kind, where)
+    file = inspect.getsourcefile(kind)
+    source = Path(file).read_bytes() if file else b""
+    return Found(point.name, kind, point.dist.name if point.dist else point.value, _digest(source))
+
+
+def _from_file(path: Path, name: str) -> Found:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--experiment {path}:{name}: the file cannot be read: {error.strerror or error}") from error
+    where = f"{path}:{name}"
+    kind = getattr(_imported(path, source), name, None)
+    if kind is None:
+        raise UserError(f"--experiment {where}: the file has no class {name!r}")
+    _check(kind, where)
+    return Found(snake(name), kind, str(path), _digest(source))
+
+
+def _imported(path: Path, source: bytes) -> ModuleType:
+    """The module in a file, executed once for what it says."""
+    name = f"sinkbench_strategy_{_digest(source)[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--experiment {path}: is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise UserError(f"--experiment {path}: cannot be imported: {_reason(error)}") from error
+    return module
+
+
+def _check(kind: Any, where: str) -> None:
+    if not isinstance(kind, type) or not issubclass(kind, Strategy):
+        raise UserError(
+            f"{where} is no strategy: it must be a class derived from sinkbench.strategies.Strategy or Eviction"
+        )
+
+
+def _made(found: Found, given: dict[str, Any]) -> Strategy:
+    try:
+        return found.kind(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name, names = str(first["loc"][0]) if first["loc"] else "", list(found.kind.model_fields)
+        if first["type"] == "extra_forbidden":
+            known = nearest(name, names) if names else "; it has none"
+            raise UserError(f"{found.name} has no parameter {name!r}{known}") from error
+        raise UserError(f"--set {name}: {_lower(first['msg'])} (got {shown(first['input'])})") from error
+
+
+def _lower(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def snake(name: str) -> str:
+    """``ClassName`` as ``class_name``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _digest(source: bytes) -> str:
+    return hashlib.sha256(source).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
