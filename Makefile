@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/demo
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-all lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -28,18 +28,22 @@ demo: setup  ## the three strategies on the embedded model and text, with the fi
 	$(BIN)/sinkbench plot --features vram latency --skip-first 10 --output-dir $(DEMO)/stepwise
 	$(BIN)/sinkbench compare $(DEMO)
 
-test: setup  ## all tests but the slow ones
-	$(BIN)/python -m pytest
+test: setup  ## what the README promises, in minutes: two workers, one thread each
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-lint: setup  ## ruff and mypy
+test-all: setup  ## what `make test` leaves out: kills, clusters, browsers, waiting servers
+	$(BIN)/python -m pytest -m heavy
+
+lint: setup  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: setup  ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and caches; results stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from threading import RLock
 from zlib import crc32
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in every process that a test starts: tests share the cores
@@ -14,10 +15,15 @@ import pytest
 import torch
 from golden import DATA, GOLDEN, golden_options, golden_tokens
 from hypothesis import settings
+from tqdm import tqdm
 
 __all__ = ["DATA", "GOLDEN", "golden_options", "golden_tokens"]
 
 torch.set_num_threads(1)  # tiny products are quickest on one thread
+
+# The usual lock of progress bars is shared with forked processes: one killed while it holds the lock would stop all.
+tqdm.set_lock(RLock())
+tqdm.monitor_interval = 0
 
 settings.register_profile("tests", deadline=None, print_blob=True)
 settings.load_profile("tests")

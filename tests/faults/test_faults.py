@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 
@@ -62,6 +63,20 @@ def test_a_signal_leaves_every_completed_row(number, status, long_stream, tmp_pa
     else:
         assert record["exit_reason"] == f"interrupted ({number.name})"
         assert record["rows"] == len(frame)
+
+
+@pytest.mark.heavy
+def test_so_it_does_to_the_installed_command(long_stream, tmp_path):
+    csv = tmp_path / "out" / "attention_sinks.csv"
+    command = [sys.executable, "-m", "sinkbench", *map(str, endless(long_stream, csv.parent))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    await_rows(csv, process.pid, ROWS)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in error) == (143, False)
+    rows = len(pd.read_csv(csv))
+    assert f"{rows:,}" in out
+    assert json.loads(csv.with_suffix(".json").read_text())["rows"] == rows
 
 
 def test_a_second_process_is_kept_off_a_file_that_is_being_written(long_stream, tmp_path, here):

@@ -7,7 +7,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import RLock
 from typing import Any
+
+from tqdm import tqdm
 
 from sinkbench.cli import main
 
@@ -21,6 +24,7 @@ def begun(command: Sequence[Any], output: str | Path = os.devnull, before: Calla
         return child
     status = 1
     try:
+        tqdm.set_lock(RLock())  # that of a thread of the parent might never be released here
         sys.stdout = sys.stderr = Path(output).open("w", buffering=1)  # noqa: SIM115 - as long as the process
         before()
         main([str(argument) for argument in command])

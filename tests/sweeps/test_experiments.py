@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_options
+from golden import GOLDEN, golden_options
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sinkbench.cli.options import Dtype, Experiment

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
-from conftest import GOLDEN
+from golden import GOLDEN
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'sinkbench[ray]'")
 
@@ -84,6 +84,7 @@ class Killer(threading.Thread):
             pass
 
 
+@pytest.mark.heavy
 def test_a_killed_worker_costs_nothing_but_time(cluster, file, capsys):
     """Five cells on two workers, two ended in the middle of a cell; then the same cells in this process."""
     killer = Killer()
@@ -114,6 +115,7 @@ def test_a_killed_worker_costs_nothing_but_time(cluster, file, capsys):
     assert capsys.readouterr().out.count("was there") == 5
 
 
+@pytest.mark.heavy
 def test_an_interruption_keeps_what_is_finished_and_nothing_else(cluster, file):
     out = file.parent / "interrupted"
     command = [sys.executable, "-m", "sinkbench", "sweep", str(file), "--launcher", "ray", "--output-dir", str(out)]
@@ -136,6 +138,7 @@ def test_an_interruption_keeps_what_is_finished_and_nothing_else(cluster, file):
     assert lines.count("interrupted (SIGINT)") == 5 - len(finished)
 
 
+@pytest.mark.heavy
 def test_a_cluster_that_does_not_answer_is_one_line(sinkbench, file):
     done = sinkbench(
         "sweep", file, "--launcher", "ray", "--output-dir", file.parent / "none", RAY_ADDRESS="127.0.0.1:9"
@@ -170,11 +173,12 @@ def test_a_cell_asks_for_no_more_than_a_node_has(file):
 
 def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    code = "import os, sys, signal\nfrom sinkbench.launchers.brought import scratch\n"
-    code += "with scratch() as folder:\n    print(folder, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    left = Path(done.stdout.strip())
+    if not (child := os.fork()):
+        with scratch() as folder:
+            (tmp_path / "folder").write_text(str(folder))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    left = Path((tmp_path / "folder").read_text())
     assert left.is_dir()
     with scratch() as first:
         assert not left.exists()
@@ -184,6 +188,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_pat
     assert not list(left.parent.iterdir())
 
 
+@pytest.mark.heavy
 def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file):
     cells = [replace(cell, num_tokens=50, output_dir=file.parent / "some") for cell in read(file).cells()[:2]]
     cells[0] = replace(cells[0], model=replace(cells[0].model, name=str(file.parent / "nowhere")))

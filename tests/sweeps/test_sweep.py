@@ -4,14 +4,15 @@ import json
 import os
 import pty
 import signal
-import subprocess
-import sys
-import time
+import threading
+from contextlib import suppress
+from functools import partial
 
 import pandas as pd
 import pytest
 import torch
-from conftest import GOLDEN, golden_options
+from golden import GOLDEN, golden_options
+from processes import await_rows, begun, ended, stream_of
 
 from sinkbench.runs import run as runs
 from sinkbench.sweeps import plan as sweeps
@@ -187,47 +188,37 @@ def test_a_cell_that_cannot_run_is_on_record_and_the_others_run(here, file, tmp_
     assert record(out_of(path) / "llama" / "windowed.csv")["exit_reason"] == "finished"
 
 
-def test_a_sweep_that_is_interrupted_goes_on_where_it_was(file, tmp_path):
-    tokens = tmp_path / "long.jsonl"
-    tokens.write_text(json.dumps({"input_ids": [i * 7 % 500 for i in range(6001)]}) + "\n")
-    path = file(dataset_name=str(tokens), num_tokens=6000, window_size=[16])
-    command = [sys.executable, "-m", "sinkbench", "sweep", str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    csv = out_of(path) / "transformers.csv"
-    deadline = time.monotonic() + 120
-    while not (csv.exists() and csv.read_text().count("\n") > 20):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+def test_a_sweep_that_is_interrupted_goes_on_where_it_was(here, file, tmp_path):
+    tokens = stream_of(tmp_path / "long.jsonl", 1001)
+    path = file(dataset_name=str(tokens), num_tokens=1000, window_size=[16])
+    csv, child = out_of(path) / "transformers.csv", begun(["sweep", path])
+    await_rows(csv, child, 2000)
+    os.kill(child, signal.SIGINT)
+    assert ended(child) == 130
     cut = len(pd.read_csv(csv))
-    assert cut < 6000
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert list(pd.read_csv(csv).input_length) == list(range(1, 6001))
+    assert cut < 1000
+    status, _, error = here("sweep", path)
+    assert status == 0, error
+    assert list(pd.read_csv(csv).input_length) == list(range(1, 1001))
     assert record(csv)["resumed_at"] == [cut]
 
 
 def test_on_a_terminal_the_table_is_live(file):
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "sinkbench", "sweep", str(file())]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    process = subprocess.Popen(command, stdout=child, stderr=child, env=environment)
+    environment = {"TERM": "xterm", "COLUMNS": "100"}
+    process = begun(["sweep", file()], os.ttyname(child), lambda: os.environ.update(environment))
+    shown = []
+
+    def read():
+        with suppress(OSError):  # what a terminal says whose other end is closed
+            shown.extend(iter(partial(os.read, parent, 65536), b""))
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    assert ended(process) == 0
     os.close(child)
-    shown = b""
-    while True:
-        try:
-            part = os.read(parent, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        shown += part
-    os.close(parent)
-    assert process.wait(timeout=60) == 0
-    text = shown.decode()
+    reading.join(5)
+    text = b"".join(shown).decode()
     assert "waiting" in text
     assert "running" in text
     assert text.rstrip().splitlines()[-2].count("finished") == 1

@@ -112,6 +112,7 @@ def ranges(found):
     return found.evaluate("plot => [...plot._fullLayout.xaxis.range, ...plot._fullLayout.yaxis.range]")
 
 
+@pytest.mark.heavy
 def test_the_page_says_what_it_is_and_its_tables_hold_the_numbers_of_the_csv(opened, page_file, folder):
     page = opened(page_file)
     assert page.title() == f"{folder} – sinkbench report"
@@ -133,11 +134,13 @@ def test_the_page_says_what_it_is_and_its_tables_hold_the_numbers_of_the_csv(ope
     assert record["versions"]["torch"] in text
 
 
+@pytest.mark.heavy
 def test_numbers_are_aligned_on_the_right(opened, page_file):
     page = opened(page_file)
     assert page.locator("td.number").first.evaluate("cell => getComputedStyle(cell).textAlign") == "right"
 
 
+@pytest.mark.heavy
 def test_hovering_shows_token_value_and_run(opened, page_file, folder):
     page = opened(page_file)
     found = plot(page, "Perplexity")
@@ -150,6 +153,7 @@ def test_hovering_shows_token_value_and_run(opened, page_file, folder):
     assert label.text_content() == f"windowed{value:.5g} log perplexity (nats)after {token} tokens"
 
 
+@pytest.mark.heavy
 def test_dragging_zooms_and_a_double_click_resets(opened, page_file):
     page = opened(page_file)
     found = plot(page, "KV cache")
@@ -167,6 +171,7 @@ def test_dragging_zooms_and_a_double_click_resets(opened, page_file):
     assert ranges(found) == pytest.approx(before)
 
 
+@pytest.mark.heavy
 def test_a_click_on_a_name_hides_the_run(opened, page_file):
     page = opened(page_file)
     found = plot(page, "Perplexity")
@@ -179,6 +184,7 @@ def test_a_click_on_a_name_hides_the_run(opened, page_file):
     )
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_fits_its_window(opened, page_file, width):
     page = opened(page_file, width)
@@ -208,6 +214,7 @@ def hostile_file(folder, tmp_path_factory):
     return next(path for path in write_report([place], place.parent / "page.html") if path.suffix == ".html")
 
 
+@pytest.mark.heavy
 def test_names_are_text_and_nothing_else(opened, hostile_file):
     page = opened(hostile_file)
     assert page.evaluate("window.owned") is None
@@ -222,6 +229,7 @@ def test_names_are_text_and_nothing_else(opened, hostile_file):
     assert "49" not in page.title()
 
 
+@pytest.mark.heavy
 def test_names_are_text_in_figures_too(opened, hostile_file):
     page = opened(hostile_file)
     found = plot(page, "Perplexity")
@@ -259,6 +267,7 @@ def visits():
         server.shutdown()
 
 
+@pytest.mark.heavy
 def test_markup_that_came_in_all_the_same_could_do_nothing(browser, page_file, visits):
     """With the escaping out of the way, the page's policy allows no script, no handler and no request."""
     port, paths = visits
