@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from golden import DATA, GOLDEN, ROOT, golden_options
-from tiny import HYBRID, STREAMABLE
+from tiny import HYBRID, STREAMABLE, plan
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.config import ModelSource, RunOptions
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
-from sinkbench.strategies import resolve
 from sinkbench.sweeps import estimate as module
 from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
 from sinkbench.sweeps.experiment import read
@@ -82,11 +81,11 @@ def test_dense_memory_grows_in_blocks_and_a_window_does_not() -> None:
 @pytest.mark.parametrize("family", ["llama", "falcon", "gptj", "mistral", "gemma3", "gpt_oss", "gemma2"])
 def test_layers_keep_what_the_cache_keeps(family: str, experiment: str) -> None:
     model = STREAMABLE[family]()
-    cache = StreamCache(model, resolve(experiment, 16, 4))
+    cache = StreamCache(model, plan(model, experiment, 16))
     model(input_ids=torch.tensor([[7]]), past_key_values=cache, use_cache=True)
-    expected = sum(layer.bytes_per_token * (layer.keep.window or 1023) for layer in cache.kept) + sum(
-        layer.bytes_per_token for layer in cache.kept
-    )  # the token itself joins what is kept
+    a_token = [4 * layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) for layer in cache.kept]
+    held = [(layer.policy.window or 1023) + 1 for layer in cache.kept]  # the token itself joins what is kept
+    expected = sum(size * count for size, count in zip(a_token, held, strict=True))
     found = sizes_of(model).model_copy(update={"plain_attention": True})  # captured: no room beyond that
     sizes = {"num_tokens": 1024, "dtype": "float32"}
     with_cache = estimate(options("stepwise", experiment, window_size=16, **sizes), found, H200)

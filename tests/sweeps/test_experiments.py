@@ -15,7 +15,7 @@ from sinkbench.cli.run import Engine, run
 from sinkbench.config import AXES, DTYPES, ENGINES, ModelSource, Options, RunOptions
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
-from sinkbench.strategies import STRATEGIES
+from sinkbench.strategies.registry import BUILTIN
 from sinkbench.sweeps.experiment import Experiments, read, slugs
 
 SHIPPED = sorted((Path(__file__).parents[2] / "experiments").glob("*.toml"))
@@ -55,7 +55,7 @@ def test_the_keys_are_the_options_of_run_with_the_same_defaults(reading) -> None
 
 
 def test_the_named_choices_are_those_of_the_command_line() -> None:
-    assert set(STRATEGIES) == set(Experiment)
+    assert set(BUILTIN) == set(Experiment)
     assert list(DTYPES) == list(Dtype)
     assert list(ENGINES) == list(Engine)
 
