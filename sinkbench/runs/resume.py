@@ -35,12 +35,18 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
     if not len(rows):
         return
     writer.take_up(rows, _checked_sum(writer.path, rows.frame, tokens))
-    record |= {name: before.get(name) for name in ("started", "ended", "exit_reason", "resumed_at")}
+    this = record["sessions"][0]
+    kept = ("started", "ended", "exit_reason", "resumed_at", "device", "versions", "command", "notes")
+    record |= {name: before[name] for name in kept if name in before}
+    record["sessions"] = _sessions(before)
     if writer.rows < len(tokens) - 1:
         record |= {
             "resumed_at": [*(before.get("resumed_at") or []), writer.rows],
             "exit_reason": "running",
             "ended": None,
+            "device": this["device"],
+            "versions": this["versions"],
+            "sessions": [*record["sessions"], {**this, "first_row": writer.rows + 1}],
         }
     result.rows, result.overall_ppl = writer.rows, writer.perplexity
     result.seconds = before.get("seconds") or 0.0
@@ -50,6 +56,29 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
     result.latency = median(writer.latencies) if writer.latencies else None
     for name in ("model", "dataset", "dtype"):  # of a run that is complete; the others say it anew
         record.setdefault(name, before.get(name))
+
+
+def _sessions(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sessions of a record; one for all of it where it is of a time before there were any."""
+    sessions = before.get("sessions")
+    if isinstance(sessions, list) and sessions:
+        return sessions
+    known = ("started", "ended", "exit_reason", "device", "versions", "command", "seconds")
+    return [{**{name: before.get(name) for name in known}, "first_row": 1, "rows": before.get("rows") or 0}]
+
+
+def close_session(record: dict[str, Any], result: RunResult) -> None:
+    """Say of the newest session how it ended, and how many rows are its own."""
+    *earlier, newest = record["sessions"]
+    if newest["exit_reason"] != "running":
+        return  # the run was complete before
+    done = sum(session.get("seconds") or 0.0 for session in earlier)
+    newest |= {
+        "ended": record["ended"],
+        "exit_reason": record["exit_reason"],
+        "rows": max(0, result.rows - newest["first_row"] + 1),
+        "seconds": max(0.0, result.seconds - done),
+    }
 
 
 def _record(csv: Path) -> dict[str, Any]:
@@ -67,12 +96,22 @@ def _record(csv: Path) -> dict[str, Any]:
 
 def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     was, now = before["determined_by"], record["determined_by"]
+    if "strategy" not in was:
+        raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {ELSEWHERE}")
     for name in now:
         if name not in GROWS and was.get(name) != now[name]:
+            what, old, new = _difference(name, was.get(name), now[name])
             raise UserError(
-                f"cannot go on with {csv}: it is of another run, whose {name} was {was.get(name)} and not {now[name]}; "
-                + ELSEWHERE
+                f"cannot go on with {csv}: it is of another run, whose {what} was {old} and not {new}; {ELSEWHERE}"
             )
+
+
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """Where two values differ: within tables, the first entry that does."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
+        return _difference(key, was.get(key), now.get(key))
+    return name, was, now
 
 
 def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:

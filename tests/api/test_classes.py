@@ -14,7 +14,6 @@ from golden import GOLDEN
 
 import sinkbench
 from sinkbench.errors import UserError
-from sinkbench.strategies import Keep
 
 
 def test_what_is_loaded_is_a_model_of_transformers():
@@ -23,7 +22,7 @@ def test_what_is_loaded_is_a_model_of_transformers():
     assert type(model) is transformers.LlamaForCausalLM
     assert model.dtype == torch.bfloat16
     assert inspect.signature(model.forward) == inspect.signature(transformers.LlamaForCausalLM.forward.__get__(model))
-    assert model(tiny.tokens(5)[None]).past_key_values.keep == Keep(4, 1020)
+    assert model(tiny.tokens(5)[None]).past_key_values.plan == tiny.plan(model, "attention_sinks", 1024, 4)
     body = sinkbench.AutoModel.from_pretrained(folder, dtype=torch.float32, **SIZES)
     assert type(body) is transformers.LlamaModel
     stream, head = tiny.tokens(50), sinkbench.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, **SIZES)

@@ -18,7 +18,6 @@ from sinkbench.metrics import fluency
 from sinkbench.metrics.fluency import NonWords, Repetition, words_of
 from sinkbench.results.columns import SEED_COLUMNS
 from sinkbench.results.reading import read_csv, read_runs
-from sinkbench.strategies import Keep, resolve
 
 TEMPLATE = (
     "{% for m in messages %}<user> {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
@@ -80,7 +79,7 @@ def test_text_is_written_under_any_strategy_and_shown_as_it_comes(experiment, wr
     # what was said, again
     model = tiny.ROTARY["llama"]()
     tokens = torch.tensor([9, 17, 30, *frame.token])
-    listener = Session(model, resolve(experiment, 16, 4))
+    listener = Session(model, tiny.plan(model, experiment, 16))
     again = [-float(listener.read(tokens[:3]).log_softmax(-1)[tokens[3]])]
     for i in range(3, 42):
         again.append(-float(listener.read(tokens[i : i + 1]).log_softmax(-1)[tokens[i + 1]]))
@@ -94,7 +93,12 @@ def test_the_seed_decides_and_zero_temperature_takes_the_likeliest(write, tmp_pa
         tokens.append(list(pd.read_csv(tmp_path / "generate_attention_sinks.csv").token))
     assert tokens[0] == tokens[1] != tokens[2]
     model = tiny.ROTARY["llama"]()
-    spoken = speak(Session(model, Keep(4, 12)), [9, 17, 30], Sampling(0, 1.0, (0, 1, 2, 3, 4)), torch.Generator())
+    spoken = speak(
+        Session(model, tiny.plan(model, "attention_sinks", 16)),
+        [9, 17, 30],
+        Sampling(0, 1.0, (0, 1, 2, 3, 4)),
+        torch.Generator(),
+    )
     assert tokens[3] == [next(spoken).token for _ in range(30)]
 
 
@@ -191,15 +195,15 @@ def test_errors_of_generate_are_one_line(write, tmp_path):
 
 def test_an_interrupted_text_keeps_its_rows(folder, tmp_path, monkeypatch):
     from sinkbench.api import generation
-    from sinkbench.config import ModelSource
+    from sinkbench.config import GenerateConfig
 
     def stop(text, shown=[]):  # noqa: B006
         shown.append(text)
         if len(shown) > 20:
             raise generation.Interrupted(2)
 
-    options = generation.GenerateOptions(
-        model=ModelSource(str(folder), dtype="float32"), prompt="w9", window_size=16, output_dir=tmp_path
+    options = GenerateConfig(
+        model_name_or_path=str(folder), dtype="float32", prompt="w9", window_size=16, output_dir=tmp_path
     )
     written = generation.generate(options, stop)
     assert written.interrupted
@@ -211,7 +215,8 @@ def test_an_interrupted_text_keeps_its_rows(folder, tmp_path, monkeypatch):
 
 @pytest.fixture
 def chat(tokenizer):
-    return chatting.Chat(tiny.ROTARY["llama"](), tokenizer, Keep(4, 28), Sampling(1.0, 1.0, (2,)), seed=1)
+    model = tiny.ROTARY["llama"]()
+    return chatting.Chat(model, tokenizer, tiny.plan(model, "attention_sinks", 32), Sampling(1.0, 1.0, (2,)), seed=1)
 
 
 def test_only_what_is_new_is_fed_and_memory_is_constant(chat, monkeypatch):
@@ -251,8 +256,9 @@ def test_chat_reads_lines_where_there_is_no_terminal(folder, here, monkeypatch):
 
 def test_a_model_without_a_template_is_a_clear_error(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer)
+    model = tiny.ROTARY["llama"]()
     with pytest.raises(UserError, match="no chat template"):
-        chatting.Chat(tiny.ROTARY["llama"](), bare, Keep(4, 28), Sampling())
+        chatting.Chat(model, bare, tiny.plan(model, "attention_sinks", 32), Sampling())
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ import torch
 from golden import GOLDEN, golden_options
 from processes import await_rows, begun, ended, kill, running, size, stream_of
 
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.runs import run as runs
@@ -92,12 +93,12 @@ def test_a_second_process_is_kept_off_a_file_that_is_being_written(long_stream, 
 
 
 def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
-    def starved(model, keep, tokens, start):
+    def starved(plan, tokens, start):
         for t in range(7):
             yield Steps(t + 1, [1.0], 0.1, None, [0])
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(runs, "stepwise", starved)
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=starved))
     status, out, _ = here("run", *golden_options("llama"), "--output-dir", tmp_path)
     assert status == 0
     assert "ran out of memory after 7 tokens" in out
@@ -106,16 +107,18 @@ def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
 
 
 def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, tmp_path):
-    def failing(model, keep, tokens, start):
+    def failing(plan, tokens, start):
         yield Steps(1, [1.0], 0.1, None, [0])
         raise RuntimeError("cable pulled")
 
-    monkeypatch.setattr(runs, "stepwise", failing)
-    from sinkbench.config import ModelSource, Source
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=failing))
 
     folder = GOLDEN / "llama"
-    options = RunOptions(
-        model=ModelSource(str(folder)), source=Source(str(folder / "tokens.jsonl"), "input_ids"), output_dir=tmp_path
+    options = RunConfig(
+        model_name_or_path=str(folder),
+        dataset_name=str(folder / "tokens.jsonl"),
+        data_column="input_ids",
+        output_dir=tmp_path,
     )
     with pytest.raises(RuntimeError):
         runs.run(options)

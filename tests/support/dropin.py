@@ -6,8 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from sinkbench.engines.stepwise import stepwise
-from sinkbench.strategies import Keep
+from sinkbench.engines.stepwise import Stepwise
 
 SINKS, RECENT = 4, 12
 SIZES = {"attention_sink_size": SINKS, "attention_sink_window_size": RECENT}
@@ -29,7 +28,8 @@ def padded(*rows: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def benchmark(model: PreTrainedModel, stream: torch.Tensor, sinks: int = SINKS, recent: int = RECENT) -> torch.Tensor:
     """NLLs of the stepwise engine."""
-    return torch.tensor([step.nll[0] for step in stepwise(model, Keep(sinks, recent), stream)])
+    plan = tiny.plan(model, "attention_sinks", sinks + recent, sinks)
+    return torch.tensor([step.nll[0] for step in Stepwise(model).run(plan, stream)])
 
 
 def nlls(model: PreTrainedModel, stream: torch.Tensor, **kwargs) -> torch.Tensor:

@@ -11,13 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from golden import DATA, GOLDEN, ROOT, golden_options
-from tiny import HYBRID, STREAMABLE
+from tiny import HYBRID, STREAMABLE, plan
 
 from sinkbench.cache.stream import StreamCache
-from sinkbench.config import ModelSource, RunOptions
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.errors import UserError
+from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
-from sinkbench.strategies import resolve
 from sinkbench.sweeps import estimate as module
 from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
 from sinkbench.sweeps.experiment import read
@@ -33,9 +33,15 @@ def shape(stem: str) -> ModelSizes:
     return found
 
 
-def options(engine: str = "stepwise", experiment: str = "attention_sinks", **more: Any) -> RunOptions:
-    model = ModelSource("any", dtype=more.pop("dtype", "bfloat16"), quantization=more.pop("quantization", None))
-    return RunOptions(model=model, engine=engine, experiment=experiment, **more)
+def options(engine: str = "stepwise", experiment: str = "attention_sinks", **more: Any) -> RunConfig:
+    bits = {f"load_in_{more.pop('quantization')}": True} if more.get("quantization") else {}
+    more = {
+        "dtype": "bfloat16",
+        "model_name_or_path": "any",
+        **bits,
+        **{k: v for k, v in more.items() if v is not None},
+    }
+    return RunConfig(engine=engine, experiment=experiment, **more)
 
 
 def gib(stem: str, **more: Any) -> float:
@@ -82,11 +88,11 @@ def test_dense_memory_grows_in_blocks_and_a_window_does_not() -> None:
 @pytest.mark.parametrize("family", ["llama", "falcon", "gptj", "mistral", "gemma3", "gpt_oss", "gemma2"])
 def test_layers_keep_what_the_cache_keeps(family: str, experiment: str) -> None:
     model = STREAMABLE[family]()
-    cache = StreamCache(model, resolve(experiment, 16, 4))
+    cache = StreamCache(model, plan(model, experiment, 16))
     model(input_ids=torch.tensor([[7]]), past_key_values=cache, use_cache=True)
-    expected = sum(layer.bytes_per_token * (layer.keep.window or 1023) for layer in cache.kept) + sum(
-        layer.bytes_per_token for layer in cache.kept
-    )  # the token itself joins what is kept
+    a_token = [4 * layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) for layer in cache.kept]
+    held = [(layer.policy.window or 1023) + 1 for layer in cache.kept]  # the token itself joins what is kept
+    expected = sum(size * count for size, count in zip(a_token, held, strict=True))
     found = sizes_of(model).model_copy(update={"plain_attention": True})  # captured: no room beyond that
     sizes = {"num_tokens": 1024, "dtype": "float32"}
     with_cache = estimate(options("stepwise", experiment, window_size=16, **sizes), found, H200)
@@ -216,7 +222,7 @@ def test_a_device_is_measured_once(unmeasured, monkeypatch: pytest.MonkeyPatch) 
 def test_times_on_this_machine_are_within_a_factor_of_three(
     here, unmeasured, tmp_path: Path, engine: str, experiment: str, tokens: int, window: int
 ) -> None:
-    run = RunOptions(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
+    run = RunConfig(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
     model = shape("smollm2_135m")
     estimated = estimate(run, model, device_for(run, model)).seconds
     line = ("--engine", engine, "--experiment", experiment, "--num-tokens", tokens, "--window-size", window)
@@ -231,16 +237,16 @@ def test_times_on_this_machine_are_within_a_factor_of_three(
 
 def test_a_shape_is_read_from_a_configuration_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((GOLDEN / "llama" / "config.json").read_bytes())
-    whole = read_sizes(ModelSource(str(GOLDEN / "llama")))
-    assert read_sizes(ModelSource(str(tmp_path / "config.json"), random_weights=True)) == whole
+    whole = read_sizes(locate(ModelSource(str(GOLDEN / "llama"))))
+    assert read_sizes(locate(ModelSource(str(tmp_path / "config.json"), random_weights=True))) == whole
     assert whole.parameters == sum(p.numel() for p in _golden().parameters())
 
 
 def test_a_shape_that_cannot_be_had_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no model folder"):
-        read_sizes(ModelSource("./nowhere"))
+        read_sizes(locate(ModelSource("./nowhere")))
     with pytest.raises(UserError, match=r"configuration of .*cannot be read") as error:
-        read_sizes(ModelSource(str(DATA / "golden")))
+        read_sizes(locate(ModelSource(str(DATA / "golden"))))
     assert "\n" not in str(error.value)
 
 
@@ -255,4 +261,4 @@ def test_experts_are_told_from_what_every_token_meets() -> None:
 def _golden() -> torch.nn.Module:
     from sinkbench.models.loading import load_model
 
-    return load_model(ModelSource(golden_options("llama")[1]))
+    return load_model(locate(ModelSource(golden_options("llama")[1])))

@@ -7,6 +7,7 @@ import signal
 import threading
 from contextlib import suppress
 from functools import partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -50,6 +51,12 @@ def loads(monkeypatch):
     loaded, load = [], local.load_model
     monkeypatch.setattr(local, "load_model", lambda source: loaded.append(source.name) or load(source))
     return loaded
+
+
+def with_engines(monkeypatch, run):
+    """Runs go through ``run``, which is given the engine that was chosen."""
+    choose = runs.choose_engine
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=partial(run, choose(*asked))))
 
 
 def out_of(file):
@@ -141,15 +148,13 @@ def test_overwrite_runs_what_is_finished_again(here, file, loads):
 
 
 def test_out_of_memory_is_a_result_and_the_sweep_goes_on(here, file, monkeypatch):
-    whole = runs.stepwise
-
-    def starved(model, keep, tokens, start):
-        for step in whole(model, keep, tokens, start):
-            if keep.window is None and step.first > 10:
+    def starved(engine, plan, tokens, start):
+        for step in engine.run(plan, tokens, start):
+            if plan.dense and step.first > 10:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             yield step
 
-    monkeypatch.setattr(runs, "stepwise", starved)
+    with_engines(monkeypatch, starved)
     path = file()
     status, out, _ = here("sweep", path)
     assert status == 0
@@ -161,17 +166,17 @@ def test_out_of_memory_is_a_result_and_the_sweep_goes_on(here, file, monkeypatch
 
 @pytest.mark.parametrize(("retries", "ends"), [(0, "failed: RuntimeError: cable pulled"), (2, "finished")])
 def test_a_cell_that_fails_is_tried_again_as_often_as_stated(retries, ends, here, file, monkeypatch):
-    whole, tries = runs.stepwise, []
+    tries = []
 
-    def loose(model, keep, tokens, start):
-        if keep.window == 16 and keep.sinks == 0:
+    def loose(engine, plan, tokens, start):
+        if (plan.window, plan.governed[0].policy.sinks) == (16, 0):
             tries.append(start)
             if len(tries) <= 2:
-                yield from (step for step in whole(model, keep, tokens, start) if step.first <= start + 5)
+                yield from (step for step in engine.run(plan, tokens, start) if step.first <= start + 5)
                 raise RuntimeError("cable pulled")
-        yield from whole(model, keep, tokens, start)
+        yield from engine.run(plan, tokens, start)
 
-    monkeypatch.setattr(runs, "stepwise", loose)
+    with_engines(monkeypatch, loose)
     path = file()
     status, _, _ = here("sweep", path, "--retries", str(retries))
     assert status == (1 if retries == 0 else 0)

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.record import write_json
@@ -36,14 +36,18 @@ class Transfer:
     sha256: str
 
 
-def work(options: RunOptions) -> Transfer:
-    """One cell, on a worker, in a folder of its own.
+def work(options: RunConfig, source: bytes | None = None) -> Transfer:
+    """One cell, on a worker, in a folder of its own; ``source`` is that of a strategy from a file, which is not here.
 
     Raises:
         UserError: as :func:`sinkbench.runs.run.run`.
     """
     with scratch() as folder:
-        here = replace(options, output_dir=folder, overwrite=False, resume=False)
+        here = options.but(output_dir=folder, overwrite=False, resume=False)
+        if source is not None:
+            file = folder / "strategy.py"
+            file.write_bytes(source)
+            here = here.but(experiment=f"{file}:{options.experiment.rpartition(':')[2]}")
         result = run(here, load=_shelf().load)
         rows = here.csv.read_bytes() if here.csv.exists() else b""
         record = here.csv.with_suffix(".json").read_bytes()
@@ -104,7 +108,7 @@ def checksum(rows: bytes, record: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
 
 
-def place(brought: Transfer, options: RunOptions) -> None:
+def place(brought: Transfer, options: RunConfig) -> None:
     """Put what was brought where ``options`` say, once it is known to be whole.
 
     Raises:
@@ -117,8 +121,8 @@ def place(brought: Transfer, options: RunOptions) -> None:
     if not brought.rows and options.csv.exists():
         return  # an older result stays until there is a first row, as with a run here
     record["command"] = ["sinkbench", *sys.argv[1:]]
-    record["options"] = asdict(options)
-    for about, name in (("model", options.model.name), ("dataset", options.source.name)):
+    record["options"] = options.model_dump(mode="json")
+    for about, name in (("model", options.model_name_or_path), ("dataset", options.dataset_name)):
         if about in record:
             record[about]["name"] = name
     try:
@@ -130,7 +134,7 @@ def place(brought: Transfer, options: RunOptions) -> None:
         put(options.csv, brought.rows)
 
 
-def verified(brought: Transfer, options: RunOptions) -> dict[str, Any]:
+def verified(brought: Transfer, options: RunConfig) -> dict[str, Any]:
     """The record of what was brought.
 
     Raises:
