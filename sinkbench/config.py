@@ -249,8 +249,10 @@ class RunConfig(ModelConfig):
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The options that decide the numbers as they stand."""
-        return {name: getattr(self, name) for name, option in options_of(type(self)).items() if option.decides}
+        """The options that decide the numbers as they stand; what the other engine alone looks at is left out."""
+        other = "chunk_size" if self.engine == "stepwise" else "cuda_graphs"
+        options = options_of(type(self)).items()
+        return {name: getattr(self, name) for name, option in options if option.decides and name != other}
 
 
 TALK, WRITING = "Conversation", "Text"  # panels of --help

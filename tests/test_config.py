@@ -65,11 +65,15 @@ def test_it_is_on_record_and_in_the_key() -> None:
     assert key_of(More()) == key_of(More(patience=7)) != key_of(config)
 
 
-@pytest.mark.parametrize(
-    "change", [{"cuda_graphs": False}, {"chunk_size": 5}, {"engine": "parallel"}, {"num_tokens": 9}]
-)
+@pytest.mark.parametrize("change", [{"cuda_graphs": False}, {"engine": "parallel"}, {"num_tokens": 9}])
 def test_every_option_that_decides_a_number_is_in_the_key(change) -> None:
     assert key_of(RunConfig(**change)) != key_of(RunConfig())
+
+
+def test_what_only_the_other_engine_looks_at_is_not() -> None:
+    parallel = RunConfig(engine="parallel")
+    assert key_of(RunConfig(chunk_size=5)) == key_of(RunConfig())
+    assert key_of(parallel.but(chunk_size=5)) != key_of(parallel) == key_of(parallel.but(cuda_graphs=False))
 
 
 @pytest.mark.parametrize(

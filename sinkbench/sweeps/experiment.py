@@ -37,7 +37,7 @@ def listed(config: type[BaseModel]) -> type[BaseModel]:
         field = config.model_fields[name]
         default = field.get_default(call_default_factory=True)
         said = [part for part in field.metadata if not isinstance(part, Option)]
-        kind: Any = Annotated[(field.annotation, *said)]  # type: ignore[name-defined]
+        kind: Any = Annotated[(field.annotation, *said)] if said else field.annotation  # type: ignore[name-defined]
         if option.axis:
             kind, default = Axis[kind], [default]
         fields[name] = (kind, Field(default=default, strict=field_strict(field)))
@@ -115,7 +115,7 @@ class Experiments:
         ):
             asked = {"positions": positions, "kv_format": stored} | _entry(entry, o.set)
             given = {"window_size": window, "attention_sink_size": sinks, **asked}
-            yield RunConfig(**{**alone, **given})
+            yield checked(RunConfig, {**alone, **given}, lambda key: f"{key}: " if key else "")
 
     def _folder(self, model: str, dataset: str, dtype: str) -> Path:
         o = self.options
