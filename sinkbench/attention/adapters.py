@@ -37,11 +37,16 @@ def _gptj(module: Any, attend: Attend) -> dict[str, Callable]:
 
 
 def _falcon_heads(module: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``(B, n, H, D)``; multi-query without an index that a captured graph cannot take."""
-    if module.new_decoder_architecture or not module.multi_query:
+    """Queries, keys and values ``(B, n, H, D)``, without the indices of Falcon's own that no graph can capture."""
+    if not module.new_decoder_architecture and not module.multi_query:
         return module._split_heads(fused)
-    heads = fused.unflatten(-1, (module.num_heads + 2, module.head_dim))
-    return heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
+    if not module.new_decoder_architecture:
+        heads = fused.unflatten(-1, (module.num_heads + 2, module.head_dim))
+        return heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
+    groups = fused.unflatten(-1, (-1, module.num_heads // module.num_kv_heads + 2, module.head_dim))
+    query = groups[..., :-2, :]
+    key, value = (x.expand_as(query).flatten(2, 3) for x in (groups[..., -2:-1, :], groups[..., -1:, :]))
+    return query.flatten(2, 3), key, value
 
 
 def _falcon(module: Any, attend: Attend) -> dict[str, Callable]:
