@@ -1,5 +1,5 @@
-"""Small keys (arXiv 2406.11430, section 4; kvpress' KnormPress at every step, which lets rounding decide between repeats
-of a token: in layer 0 their keys have one norm. Here norms within 1e-6 of the largest tie, and the oldest goes)."""
+"""Small keys (arXiv 2406.11430, section 4; kvpress' KnormPress at every step, where rounding decides between repeats of
+a token: in layer 0 their keys have one norm. Here norms within 1e-6 of the largest tie, and the oldest goes)."""
 
 from typing import ClassVar
 

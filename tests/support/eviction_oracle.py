@@ -1,9 +1,9 @@
 """What strategies that score their entries must answer, by brute force and with no code of the package.
 
 For every layer and head of keys and values there is a plain list of the tokens that are alive. Keys and values of all
-tokens lie in lists as they came, keys before any rotation. On every step the alive keys are rotated anew, by the model's
-own function and by angles formed here in float64; the softmax is written out, scores are numbers in dictionaries, and
-the lowest of those that may go is looked for with ``min``.
+tokens lie in lists as they came, keys before any rotation. On every step the alive keys are rotated anew, by the
+model's own function and by angles formed here in float64; the softmax is written out, scores are numbers in
+dictionaries, and the lowest of those that may go is looked for with ``min``.
 """
 
 import sys
@@ -30,6 +30,7 @@ class Seen:
     Attributes:
         tokens: indices in the text, ``n`` of them.
         keys: as the query meets them, ``(n, D)``.
+        unrotated: keys as they came, ``(n, D)``.
         weights: the shares of each query head of its group in each entry, ``(G, n)``.
         memory: a dictionary that lasts as long as the head.
         layer, head: which this is.
@@ -37,6 +38,7 @@ class Seen:
 
     tokens: list[int]
     keys: Tensor
+    unrotated: Tensor
     weights: Tensor
     memory: dict[int, float]
     layer: int
@@ -64,6 +66,11 @@ def tova(heads: list[Seen]) -> list[list[float]]:
 
 def knorm(heads: list[Seen]) -> list[list[float]]:
     return [[-float((key * key).sum().sqrt()) for key in seen.keys] for seen in heads]
+
+
+def exact_knorm(heads: list[Seen]) -> list[list[float]]:
+    """As :func:`knorm`, without rotations: two keys that are equal before them have the same norm to the last bit."""
+    return [[-float((key * key).sum().sqrt()) for key in seen.unrotated] for seen in heads]
 
 
 def keydiff(heads: list[Seen]) -> list[list[float]]:
@@ -171,13 +178,14 @@ class Layer(CacheLayerMixin):
         groups = query.shape[0] // len(self.alive)
         for head, alive in enumerate(self.alive):
             places = alive if self.settings.positions == "text" else range(len(alive))
-            keys = self.angles.turn(torch.stack([self.keys[token][head] for token in alive])[None], places)[0]
+            unrotated = torch.stack([self.keys[token][head] for token in alive])
+            keys = self.angles.turn(unrotated[None], places)[0]
             queries = self.angles.turn(query[head * groups : (head + 1) * groups, None], places[-1:])[:, 0]
             products = queries @ keys.T * scale
             shares = torch.exp(products - products.max(dim=1, keepdim=True).values)
             shares = shares / shares.sum(dim=1, keepdim=True)
             outputs.append(shares @ torch.stack([self.values[token][head] for token in alive]))
-            heads.append(Seen(list(alive), keys, shares, self.memory[head], self.number, head))
+            heads.append(Seen(list(alive), keys, unrotated, shares, self.memory[head], self.number, head))
         for head, scores in enumerate(self.settings.score(heads)):
             self._evict(head, scores)
         return torch.cat(outputs)
@@ -214,7 +222,9 @@ class Layer(CacheLayerMixin):
 def _attention(model: PreTrainedModel, layers: list[Layer]) -> Iterator[None]:
     """Within this context, every attention of ``model`` is that of ``layers``."""
 
-    def forward(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    def forward(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
         scaling = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return layers[module.layer_idx].attend(query[0, :, 0], scale)[None, None], None
@@ -236,7 +246,9 @@ def scored(model: PreTrainedModel, stream: Tensor, settings: Settings) -> Answer
     cache = Cache(layers=layers)
     with torch.inference_mode(), angles.caught(), _attention(model, layers):
         for t in range(len(stream) - 1):
-            out = model(stream[None, t : t + 1], past_key_values=cache, position_ids=torch.tensor([[t]]), use_cache=True)
+            out = model(
+                stream[None, t : t + 1], past_key_values=cache, position_ids=torch.tensor([[t]]), use_cache=True
+            )
             nll.append(-out.logits[0, -1].double().log_softmax(0)[stream[t + 1]])
     answer.nll = torch.stack(nll)
     return answer
