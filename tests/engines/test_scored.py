@@ -27,6 +27,8 @@ MODELS = {
     "gpt_neox": tiny.ROTARY["gpt_neox"],
     "qwen3": tiny.ROTARY["qwen3"],
 }
+REGISTERED = ("mistral", "qwen2", "stablelm", "phi", "phi3", "olmo", "olmo2", "cohere", "glm", "glm4")
+REGISTERED += ("linear", "llama3", "yarn")
 SEED = 3
 
 
@@ -150,3 +152,13 @@ def test_on_text_with_repeats_knorm_evicts_the_oldest_of_equal_keys_whatever_the
     single, double = (run(model_of(model, dtype), plan, stream)[1] for dtype in (torch.float32, torch.float64))
     exact = brute.Settings(brute.exact_knorm, 16, 1, 4, positions)
     assert single == double == brute.scored(model_of(model, torch.float64), stream, exact).evictions
+
+
+@each_position
+@pytest.mark.parametrize("rule", ["h2o", "keydiff"])
+@pytest.mark.parametrize("family", REGISTERED)
+def test_every_family_whose_attention_can_be_registered_evicts_the_same(family, rule, positions):
+    model, stream = tiny.shared(family), tiny.tokens(LENGTH)
+    (nll, evictions), wanted = both(model, rule, positions, 2, 3, stream)
+    assert evictions == wanted.evictions
+    assert (nll - wanted.nll).abs().max() <= 2e-4

@@ -141,7 +141,8 @@ class Angles:
         """``x`` of shape ``(heads, n, D)``, rotated to ``positions``."""
         angles = torch.tensor(positions, dtype=torch.float64)[:, None] * self.module.inv_freq.to(torch.float64)
         angles = angles.repeat_interleave(2, dim=1) if self.pairs_twice else torch.cat((angles, angles), dim=1)
-        cos, sin = (part[None].to(self.dtype) for part in (angles.cos(), angles.sin()))
+        scale = self.module.attention_scaling  # yarn's
+        cos, sin = ((part[None] * scale).to(self.dtype) for part in (angles.cos(), angles.sin()))
         turned = self.rotate(x[None, :, :, : self.size], cos, sin)[0]
         return torch.cat((turned, x[:, :, self.size :]), dim=-1)
 
