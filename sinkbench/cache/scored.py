@@ -126,7 +126,8 @@ class ScoredLayer(CacheLayerMixin):
         if n <= self.window:
             self.free.fill_(n)
             return
-        self.free = lowest(scores, tokens, self.policy.sinks, self.seen - self.policy.protected)
+        first, last = self.policy.sinks, self.seen - self.policy.protected
+        self.free = lowest(scores, tokens, first, last, self.eviction.tolerance)
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""
@@ -168,14 +169,19 @@ class ScoredLayer(CacheLayerMixin):
         self._map(lambda x: x[indices.to(x.device)])
 
 
-def lowest(scores: Tensor, tokens: Tensor, first: int, last: int) -> Tensor:
+def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, tolerance: float = 0.0) -> Tensor:
     """Where the entry with the lowest score lies, ``(B, H, 1)``; of equal ones, the oldest.
 
     Args:
         scores: ``(B, H, n)``, or ``(B, 1, n)`` for all heads.
         tokens: indices in the text, ``(B, H, n)``; only those from ``first`` on and before ``last`` can go.
+        tolerance: scores above the lowest by no more than this share of its magnitude are equal to it.
     """
     can_go = (tokens >= first) & (tokens < last)
     scores = scores.expand(tokens.shape).masked_fill(~can_go, torch.inf)
-    ties = can_go & (scores <= scores.amin(-1, keepdim=True))
+    low = scores.amin(-1, keepdim=True)
+    ties = scores <= low
+    if tolerance:  # beside the exact ones: an infinite lowest has no neighbours
+        ties |= scores <= low + tolerance * low.abs()
+    ties &= can_go
     return tokens.masked_fill(~ties, torch.iinfo(torch.long).max).argmin(-1, keepdim=True)

@@ -76,6 +76,8 @@ class Eviction(Strategy):
         recent: last tokens, the newest included, that cannot go.
         choice: whether every head of keys and values chooses for itself, or the layer for all of them.
         memory: names of numbers that are carried for each entry from step to step.
+        tolerance: scores above the lowest by no more than this share of its magnitude count as equal to it; for scores
+            that are equal in exact arithmetic, which rounding would otherwise decide.
     """
 
     sinks: Whole = 0
@@ -83,6 +85,7 @@ class Eviction(Strategy):
 
     choice: ClassVar[Literal["head", "layer"]] = "head"
     memory: ClassVar[tuple[str, ...]] = ()
+    tolerance: ClassVar[float] = 0.0
 
     def score(self, held: Held) -> "Tensor":
         """The worth of every entry, ``(B, H, n)``, or ``(B, 1, n)`` where the layer chooses.
