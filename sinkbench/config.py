@@ -116,7 +116,12 @@ class StrategyConfig(BaseModel):
         Place | None,
         Option("NAME", "Where entries stand: cache or text.", STRATEGY, axis=True, default="the strategy's own"),
     ] = None
-    kv_format: Annotated[Text, Option("NAME", "How keys and values are stored.", STRATEGY, axis=True)] = "model"
+    kv_format: Annotated[
+        Text,
+        Option(
+            "NAME", "How keys and values are stored: model, q8_0, q4_0, fp8_e4m3, kivi2, kivi4.", STRATEGY, axis=True
+        ),
+    ] = "model"
     window_size: Annotated[Count, Option("N", "Cache entries kept between steps.", STRATEGY, axis=True)] = 1024
     attention_sink_size: Annotated[
         Whole | None,

@@ -179,7 +179,7 @@ def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> 
     """
     plan, reach, ours = cache.plan, cache.reach, cache.needs_attention
     fits = not cache.seen and all(x.window is None or n <= x.window + 1 for x in (layer.policy for layer in plan.kept))
-    if n == 1 or plan.by_score:
+    if n == 1 or plan.by_score or plan.recoded:
         return [1] * n, ours
     if not reach.lasts(cache.seen + n):
         whole = min(n, reach.limit or n) if fits and not plan.stateful else 1

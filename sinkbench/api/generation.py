@@ -16,7 +16,7 @@ from sinkbench.config import GenerateConfig
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
 from sinkbench.metrics.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
-from sinkbench.models.loading import load_model, load_tokenizer, locate, resolved_revision
+from sinkbench.models.loading import check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import check_reach
 from sinkbench.results.columns import measured_by
@@ -70,6 +70,7 @@ def generate(options: GenerateConfig, show: Callable[[str], None] = lambda text:
     if not written.prompt:
         raise UserError("the prompt is empty: give at least one token to begin with")
     with RowWriter(options.csv, options.overwrite, measured_by("generate")) as writer:
+        check_format(chosen, checkpoint)
         model = load_model(checkpoint)
         plan = chosen.plan(layer_sizes(model.config))
         if plan.dense:

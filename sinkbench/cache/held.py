@@ -9,16 +9,22 @@ from sinkbench.strategies import LayerPlan, Plan
 
 
 def bytes_a_token(layer: LayerPlan, itemsize: int) -> float:
-    """Bytes of the key and the value of one token, scales included; ``itemsize`` is that of the model's dtype."""
-    return 2 * layer.sizes.kv_heads * layer.format.bytes_of(layer.sizes.head_dim, itemsize)
+    """Bytes that the key and the value of one token occupy here, where they lie decoded, in whatever format.
+
+    ``itemsize`` is that of the model's dtype.
+    """
+    return 2 * layer.sizes.kv_heads * layer.sizes.head_dim * itemsize
 
 
 def bytes_held(plan: Plan, itemsize: int, fed: int | Sequence[int] | np.ndarray) -> np.ndarray:
-    """Bytes that all layers hold after each of these numbers of tokens, int64, in the shape of ``fed``."""
+    """Bytes that all layers hold after each of these numbers of tokens, int64, in the shape of ``fed``.
+
+    They are those of the format, scales included.
+    """
     counts = np.asarray(fed, dtype=np.int64)
     total = np.zeros(counts.shape)
     if plan.context is None:
-        groups = Counter((layer.policy, bytes_a_token(layer, itemsize)) for layer in plan.kept)
-        for (policy, size), layers in groups.items():
-            total += layers * size * policy.held(counts)
+        groups = Counter((layer.policy, layer.format, layer.sizes) for layer in plan.kept)
+        for (policy, stored, sizes), layers in groups.items():
+            total += layers * sizes.kv_heads * stored.bytes_of(policy.held(counts), sizes.head_dim, itemsize)
     return np.rint(total).astype(np.int64)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sinkbench.cache.formats import keys_read_back, read_back
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies import Held, LayerPlan
@@ -65,6 +66,9 @@ class ScoredLayer(CacheLayerMixin):
             raise UserError("a strategy that scores its entries reads one token at a time: use --engine stepwise")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        rope = self.rope and self._rope
+        key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - self.position)
+        value_states = read_back(self.plan.format, value_states)
         if self.plan.positions == "cache" and self.rope is not None:
             back = torch.tensor([-self.position], device=self.device)
             key_states = self._rope.move(key_states.to(self.keys.dtype), back)

@@ -11,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sinkbench.cache.held import bytes_held
+from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.strip import StripLayer, compaction_interval
 from sinkbench.positions.detection import read_positions
@@ -90,6 +91,8 @@ def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) ->
     for index, (layer, rope) in enumerate(zip(plan.layers, ropes, strict=True)):
         if layer is None:
             layers.append(native[index])
+        elif layer.format.recoded:
+            layers.append(KiviLayer(layer, rope))
         elif layer.policy.by_score:
             layers.append(ScoredLayer(layer, rope, governed))
         else:

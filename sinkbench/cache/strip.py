@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sinkbench.cache.formats import keys_read_back, read_back
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies import LayerPlan, Policy
@@ -83,6 +84,9 @@ class StripLayer(CacheLayerMixin):
             )
         self._make_room(key_states, value_states, n)
         position = self.end + self.offset
+        rope = self.rope and self.rope.at_length(position + n)
+        key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - position)
+        value_states = read_back(self.plan.format, value_states)
         if self.keys_unrotated:
             key_states = self._turned(
                 key_states, -torch.arange(position, position + n, device=self.device), position + n

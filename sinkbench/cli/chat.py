@@ -30,13 +30,14 @@ def chat(given: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench.api.chat import Chat
     from sinkbench.api.decoding import Sampling
-    from sinkbench.models.loading import load_model, load_tokenizer, locate
+    from sinkbench.models.loading import check_format, load_model, load_tokenizer, locate
     from sinkbench.models.sizes import layer_sizes
     from sinkbench.runs.signals import Interrupted, signals
 
     try:
         with signals():
             checkpoint = locate(wanted.model)
+            check_format(chosen, checkpoint)
             tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
             plan = chosen.plan(layer_sizes(model.config))
             sampling = Sampling(wanted.temperature, wanted.top_p)

@@ -90,6 +90,7 @@ def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:
     reasons = {
         "no cache is carried: each token is read afresh": plan.context is not None,
         "entries that go by a score, and layers that carry a state, are not captured": plan.by_score or plan.stateful,
+        "keys and values in a format of their own are not captured": not plan.as_computed,
         "scores with a cap, terms or a logit of their own are not captured": capped or family_of(model).alibi,
         "8-bit products ask the host in the middle of a step": getattr(model, "is_loaded_in_8bit", False),
         "the model's forward cannot be given positions": not takes_positions(model),

@@ -26,6 +26,8 @@ def refuses_plan(plan: Plan) -> str | None:
     """Why ``plan`` cannot be read in chunks exactly, whatever the model; ``None`` where it can."""
     if plan.by_score:
         return f"what goes depends on a score, token by token: {STEPWISE}"
+    if plan.recoded:
+        return f"entries are quantised after steps that read them as computed: {STEPWISE}"
     if plan.stateful:
         return f"some layers carry a state from token to token: {STEPWISE}"
     return None

@@ -27,6 +27,9 @@ from sinkbench.models import embedded, hub
 from sinkbench.models.checkpoints import check_complete, check_finite, refuse_pickles
 from sinkbench.models.gguf import unpacked
 from sinkbench.models.silence import silent
+from sinkbench.models.sizes import layer_sizes
+from sinkbench.strategies import Chosen
+from sinkbench.strategies.formats import Format
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -89,6 +92,30 @@ def load_tokenizer(checkpoint: Checkpoint):  # noqa: ANN201
         return AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=trusted)
 
 
+def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
+
+    Raises:
+        UserError: it may not be had, is damaged, is no causal language model's, or brings code that is not trusted.
+    """
+    source = checkpoint.source
+    with _explained(source), hub.patient(), silent():
+        config = AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=source.trust_remote_code)
+        if config.is_encoder_decoder:
+            raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
+    return config
+
+
+def check_format(chosen: Chosen, checkpoint: Checkpoint) -> None:
+    """Refuse a format that the layers of a model cannot take, before its weights are read.
+
+    Raises:
+        UserError: such a format; or as :func:`load_config`.
+    """
+    if chosen.format != Format():
+        chosen.plan(layer_sizes(load_config(checkpoint)))
+
+
 def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
     """The model, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``.
 
@@ -98,10 +125,8 @@ def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
     source = checkpoint.source
     kwargs["device_map"] = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = TORCH_DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
+    config = load_config(checkpoint)
     with _explained(source), hub.patient(), silent():
-        config = AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=source.trust_remote_code)
-        if config.is_encoder_decoder:
-            raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
         if source.random_weights:
             return _random(config, dtype, str(kwargs["device_map"]), source.trust_remote_code)
         if source.quantization:

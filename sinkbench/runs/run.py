@@ -17,7 +17,7 @@ from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
-from sinkbench.models.loading import Checkpoint, load_model, load_tokenizer, locate, resolved_revision
+from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
@@ -74,6 +74,7 @@ def run(
                     result.exit_reason = reason
                     return result  # it is complete, and so is its record
             if writer.rows < len(stream.tokens) - 1:
+                check_format(chosen, checkpoint())
                 model = load(checkpoint())
                 _check_vocabulary(stream.tokens, model, config)
                 record |= _resolved(config, model, stream)

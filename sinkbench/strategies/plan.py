@@ -116,6 +116,16 @@ class Plan:
         """Whether a layer chooses what goes by a score."""
         return any(layer.policy.by_score for layer in self.kept)
 
+    @property
+    def as_computed(self) -> bool:
+        """Whether all layers store keys and values as the model computes them."""
+        return all(layer.format == Format() for layer in self.kept)
+
+    @property
+    def recoded(self) -> bool:
+        """Whether a layer stores entries anew after the steps that first read them."""
+        return any(layer.format.recoded for layer in self.kept)
+
 
 def make_plan(
     sizes: Sequence[LayerSizes],

@@ -22,6 +22,7 @@ from sinkbench.strategies.base import Strategy
 from sinkbench.strategies.formats import Format
 from sinkbench.strategies.formats import parse as parse_format
 from sinkbench.strategies.plan import POSITIONS, LayerSizes, Plan, Positions, make_plan
+from sinkbench.strategies.policy import Policy
 from sinkbench.validation import nearest, shown
 
 GROUP = "sinkbench.strategies"
@@ -81,14 +82,19 @@ class Chosen:
         """What each layer of a model of these sizes keeps.
 
         Raises:
-            UserError: parameters that do not go with the window or the model.
+            UserError: parameters that do not go with the window or the model, or a format that a layer cannot take.
         """
         context = self.strategy.context(self.window)
 
         def policy(layer: int, layers: int) -> Any:
             return self.strategy.policy(self.window, layer, layers)
 
-        return make_plan(sizes, policy, self.positions, self.format, context)
+        plan = make_plan(sizes, policy, self.positions, self.format, context)
+        for layer in plan.kept:
+            reason = self.format.refuses_dim(layer.sizes.head_dim) or self.format.refuses_policy(layer.policy)
+            if reason is not None:
+                raise UserError(f"--kv-format {self.format}: {reason}")
+        return plan
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -145,8 +151,19 @@ def choose(
     chosen: Positions = "text" if positions == "text" else "cache" if positions == "cache" else found.kind.positions
     if window < 1:
         raise UserError(f"--window-size must be an integer of at least 1 (got {window})")
-    strategy.policy(window)  # refuses sizes that cannot be, whatever the model
-    return Chosen(found, strategy, window, chosen, parse_format(kv_format))
+    policy = strategy.policy(window)  # refuses sizes that cannot be, whatever the model
+    return Chosen(found, strategy, window, chosen, _stored(kv_format, found, policy, strategy.context(window)))
+
+
+def _stored(kv_format: str, found: Found, policy: Policy, context: int | None) -> Format:
+    """The format of this name, where it goes with the strategy."""
+    stored = parse_format(kv_format)
+    reason = stored.refuses_policy(policy)
+    if context is not None and stored != Format():
+        reason = f"{found.name} carries no cache that could be stored in a format"
+    if reason is not None:
+        raise UserError(f"--kv-format {stored}: {reason}")
+    return stored
 
 
 def chosen_by(config: StrategyConfig) -> Chosen:

@@ -129,6 +129,7 @@ class _Run:
             and not self.is_parallel
             and self.plan.context is None
             and not self.plan.by_score
+            and self.plan.as_computed
             and self.shape.plain_attention
         )
 

@@ -1,4 +1,4 @@
-"""Strategies that score their entries agree with the published code at every row, through the command line."""
+"""Scoring strategies and caches in few bits agree with the published code at every row, through the command line."""
 
 import pandas as pd
 import pytest
@@ -17,6 +17,12 @@ EVICTION = GOLDEN / "eviction"
             "llama_mha",
             GOLDEN / "llama" / "tokens.jsonl",
             ["--experiment", "h2o", "--set", "recent=20"],
+        ),
+        (
+            "kivi_2bit_llama_mha",
+            "llama_mha",
+            GOLDEN / "llama" / "tokens.jsonl",
+            ["--experiment", "transformers", "--kv-format", "kivi2:group=16,residual=32"],
         ),
         ("keydiff_llama_distinct", "llama", EVICTION / "tokens_distinct.jsonl", ["--experiment", "keydiff"]),
     ],

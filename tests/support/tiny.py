@@ -36,10 +36,11 @@ def plan(
     window: int = 16,
     sinks: int | None = 4,
     positions: str | None = None,
+    kv_format: str = "model",
     **values: Any,
 ) -> Plan:
-    """What ``strategy`` with these parameters keeps of ``model``."""
-    return choose(strategy, window, sinks, values, positions).plan(layer_sizes(model.config))
+    """What ``strategy`` with these parameters keeps of ``model``, in this format."""
+    return choose(strategy, window, sinks, values, positions, kv_format).plan(layer_sizes(model.config))
 
 
 def tokens(n: int, seed: int = 0) -> torch.Tensor:
