@@ -29,6 +29,9 @@ MODELS = {
 }
 REGISTERED = ("mistral", "qwen2", "stablelm", "phi", "phi3", "olmo", "olmo2", "cohere", "glm", "glm4")
 REGISTERED += ("linear", "llama3", "yarn")
+OWN_ATTENTION = [(f, p) for f in ("falcon", "gptj", "gptj-whole-head", "codegen") for p in ("text", "cache")]
+# A model adds its ALiBi terms to all heads alike, as to consecutive places. (Falcon's eager attention adds them twice.)
+OWN_ATTENTION += [("bloom", "cache"), ("mpt", "cache")]
 SEED = 3
 
 
@@ -79,14 +82,12 @@ def run(model, plan, stream, start=0):
     return torch.tensor(nll, dtype=torch.float64), evictions
 
 
-def both(model, rule, positions, sinks, recent, stream, window=WINDOW):
+def both(model, rule, positions, sinks, recent, stream, window=WINDOW, oracle=brute.scored):
     """The package's answer and the oracle's."""
     name, parameters, score = RULES[rule]
     plan = tiny.plan(model, name, window, sinks, positions, recent=recent, **parameters)
     tie = Knorm.tolerance if name == "knorm" else 0.0
-    return run(model, plan, stream), brute.scored(
-        model, stream, brute.Settings(score, window, sinks, recent, positions, tie)
-    )
+    return run(model, plan, stream), oracle(model, stream, brute.Settings(score, window, sinks, recent, positions, tie))
 
 
 def first_difference(ours, theirs):
@@ -160,5 +161,14 @@ def test_on_text_with_repeats_knorm_evicts_the_oldest_of_equal_keys_whatever_the
 def test_every_family_whose_attention_can_be_registered_evicts_the_same(family, rule, positions):
     model, stream = tiny.shared(family), tiny.tokens(LENGTH)
     (nll, evictions), wanted = both(model, rule, positions, 2, 3, stream)
+    assert evictions == wanted.evictions
+    assert (nll - wanted.nll).abs().max() <= 2e-4
+
+
+@pytest.mark.parametrize("rule", ["h2o", "keydiff"])
+@pytest.mark.parametrize(("family", "positions"), OWN_ATTENTION)
+def test_families_with_an_attention_of_their_own_evict_the_same(family, positions, rule):
+    model, stream = tiny.STREAMABLE[family](attn="eager"), tiny.tokens(LENGTH)
+    (nll, evictions), wanted = both(model, rule, positions, 2, 3, stream, oracle=brute.scored_by_own_attention)
     assert evictions == wanted.evictions
     assert (nll - wanted.nll).abs().max() <= 2e-4
