@@ -121,7 +121,7 @@ def _write(
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
             with undisturbed():
                 writer.write(step, predicted)
-            result.rows, result.overall_ppl = writer.rows, writer.perplexity
+                result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
             result.seconds = before + time.perf_counter() - begin
             result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
