@@ -27,27 +27,29 @@ class Loader:
 
     of: ClassVar[Any]
 
-    def __new__(
-        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
-    ) -> Any:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """A model from its configuration, with random weights."""
-        return _given(cls.of(*args, **kwargs), _chosen(attention_sink_size, attention_sink_window_size))
+        chosen = _taken(kwargs)
+        return _given(cls.of(*args, **kwargs), chosen)
 
     @classmethod
-    def from_pretrained(
-        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """Load a model as transformers does; every other argument is transformers' own.
 
         Args:
-            attention_sink_size: how many of the first tokens are kept, 0 or more.
-            attention_sink_window_size: how many of the most recent tokens are kept, 1 or more.
+            attention_sink_size: how many of the first tokens are kept, 0 or more (4).
+            attention_sink_window_size: how many of the most recent tokens are kept, 1 or more (1020).
+            strategy: another strategy, by name or as ``path/file.py:ClassName``, which holds as many entries as both
+                of these together.
+            strategy_parameters: its parameters, by name.
+            positions: ``cache`` or ``text``.
+            kv_format: in which format keys and values are held.
 
         Raises:
-            UserError: sizes that cannot be, a model whose positions cannot stream, or missing weights, which would be
-                random. With ``output_loading_info=True`` those are told there, and not refused.
+            UserError: sizes or a strategy that cannot be, a model whose positions cannot stream, or missing weights,
+                which would be random. With ``output_loading_info=True`` those are listed there, and not refused.
         """
-        chosen = _chosen(attention_sink_size, attention_sink_window_size)
+        chosen = _taken(kwargs)
         told = kwargs.pop("output_loading_info", False)
         model, info = cls.of.from_pretrained(*args, output_loading_info=True, **kwargs)
         if told:
@@ -56,11 +58,9 @@ class Loader:
         return _given(model, chosen)
 
     @classmethod
-    def from_config(
-        cls, *args: Any, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW, **kwargs: Any
-    ) -> Any:
+    def from_config(cls, *args: Any, **kwargs: Any) -> Any:
         """As ``from_config`` of transformers' auto classes: random weights."""
-        chosen = _chosen(attention_sink_size, attention_sink_window_size)
+        chosen = _taken(kwargs)
         make = getattr(cls.of, "from_config", None) or cls.of._from_config
         return _given(make(*args, **kwargs), chosen)
 
@@ -136,6 +136,24 @@ def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
         BatchedCache(model, plan)  # refuses what cannot stream
     patch.plan = plan
     return model
+
+
+def _taken(kwargs: dict[str, Any]) -> Chosen:
+    """The strategy that the arguments of a call ask for; its own are taken out of them."""
+    names = ("attention_sink_size", "attention_sink_window_size", "strategy", "strategy_parameters")
+    given = {name: kwargs.pop(name) for name in (*names, "positions", "kv_format") if name in kwargs}
+    sinks, recent = given.get("attention_sink_size", SINKS), given.get("attention_sink_window_size", WINDOW)
+    alone = _chosen(sinks, recent)
+    if not given.keys() - set(names[:2]):
+        return alone
+    return choose(
+        given.get("strategy") or "attention_sinks",
+        alone.window,
+        given.get("attention_sink_size"),
+        given.get("strategy_parameters"),
+        given.get("positions"),
+        given.get("kv_format") or "model",
+    )
 
 
 def _chosen(sinks: int, recent: int) -> Chosen:
