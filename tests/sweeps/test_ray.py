@@ -243,3 +243,48 @@ def test_another_runs_result_is_not_replaced_unasked(transfer):
     with pytest.raises(UserError, match="of another run"):
         place(whole, options)
     place(whole, options.but(overwrite=True))
+
+
+STRATEGY = '''
+from sinkbench.strategies import Policy, Strategy
+
+class LastHalf(Strategy):
+    """Half of the window."""
+
+    def policy(self, window, layer=0, layers=1):
+        return Policy(max(1, window // 2))
+'''
+
+
+@pytest.fixture
+def foreign(file, tmp_path):
+    """A strategy in a file of its own, and an experiment file that names it."""
+    (tmp_path / "mine.py").write_text(STRATEGY)
+    lines = [line for line in file.read_text().splitlines() if not line.startswith(("experiment", "num_tokens"))]
+    path = tmp_path / "foreign.toml"
+    path.write_text("\n".join([*lines, f'experiment = "{tmp_path / "mine.py"}:LastHalf"', "num_tokens = 60"]) + "\n")
+    return path
+
+
+def test_the_source_of_a_foreign_strategy_travels_to_where_its_file_is_not(foreign, tmp_path):
+    here = read(foreign).cells()[0].but(output_dir=tmp_path / "here")
+    source = (tmp_path / "mine.py").read_bytes()
+    (tmp_path / "mine.py").unlink()
+    transfer = work(here, source)
+    place(transfer, here)
+    record = json.loads(here.csv.with_suffix(".json").read_text())
+    assert here.csv.name == "last_half-window_16.csv"
+    assert record["experiment"] == "last_half"
+    assert record["options"]["experiment"] == here.experiment
+    assert max(pd.read_csv(here.csv).kv_cache_bytes) == 8 * min(pd.read_csv(here.csv).kv_cache_bytes)
+
+
+@pytest.mark.heavy
+def test_a_foreign_strategy_is_swept_on_workers_as_it_is_here(cluster, foreign, tmp_path):
+    main(["sweep", str(foreign), "--launcher", "ray", "--output-dir", str(tmp_path / "there")])
+    main(["sweep", str(foreign), "--output-dir", str(tmp_path / "here")])
+    for name in ("last_half-window_16", "last_half-window_32"):
+        records = [json.loads((tmp_path / folder / f"{name}.json").read_text()) for folder in ("there", "here")]
+        assert records[0]["key"] == records[1]["key"]
+        rows = [pd.read_csv(tmp_path / folder / f"{name}.csv") for folder in ("there", "here")]
+        assert rows[0].nll.to_numpy() == pytest.approx(rows[1].nll.to_numpy(), abs=2e-4)
