@@ -1,14 +1,54 @@
-"""What a run is asked for."""
+"""The configuration: everything that decides a run. An option is declared once, here.
 
-from dataclasses import dataclass, field
-from functools import cached_property
+From a declaration follow the option of the command line and its help (:mod:`sinkbench.cli.options`), the key of an
+experiment file (:mod:`sinkbench.sweeps.experiment`), what a record says, and what the key of a result is made of.
+Nothing here looks at files, asks the Hub or imports torch.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic_core import PydanticCustomError
 
-from sinkbench.strategies.registry import BUILTIN as STRATEGIES
-from sinkbench.validation import Axis, Count, Flag, Text, Whole, one_of
+from sinkbench.validation import Count, Flag, Heat, Share, Text, Whole, one_of
+
+MODEL, TEXT = "smollm2-135m", "kjv"  # what comes from the package index (sinkbench.models.embedded)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+ENGINES = ("stepwise", "parallel")
+POSITIONS = ("cache", "text")
+STRATEGY, MODELS, DATA, OUTPUT, SPEED = "Strategy", "Model", "Dataset", "Output", "How to run"  # panels of --help
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is said of an option, beside its type and default.
+
+    Attributes:
+        metavar: what stands for its value in ``--help``; empty for a flag.
+        help: one sentence.
+        panel: of ``--help``.
+        axis: whether an experiment file may list several values, for a run each.
+        decides: whether its value, as it stands, decides the numbers of a run. Options that decide them by what they
+            stand for (a model, a text, a strategy) are resolved for the key instead (:mod:`sinkbench.runs.key`).
+        default: what ``--help`` shows as the default, where that is not the value.
+        off: whether a flag has an opposite, ``--no-...``.
+    """
+
+    metavar: str
+    help: str
+    panel: str
+    axis: bool = False
+    decides: bool = False
+    default: str | None = None
+    off: bool = False
+
+
+Dtype = Annotated[str, one_of(DTYPES)]
+Place = Annotated[str, one_of(POSITIONS)]
+Engine = Annotated[str, one_of(ENGINES)]
+Folder = Annotated[Path, PlainSerializer(str)]
 
 
 @dataclass(frozen=True)
@@ -36,13 +76,6 @@ class ModelSource:
     quantization: str | None = None
     allow_pickle: bool = False
 
-    @cached_property
-    def location(self) -> dict[str, Any]:
-        """The arguments by which transformers finds it."""
-        from sinkbench.models.loading import locate
-
-        return locate(self)
-
 
 @dataclass(frozen=True)
 class Source:
@@ -67,70 +100,199 @@ class Source:
     streaming: bool = True
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Everything that decides a run; the fields are the options of ``sinkbench run``.
+class StrategyConfig(BaseModel):
+    """What is kept: options that all commands share which run a strategy."""
 
-    ``name`` is what its files are called; by default as the experiment is.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    experiment: Annotated[
+        Text, Option("NAME", "What is kept: a name of `sinkbench strategies`, or FILE.py:CLASS.", STRATEGY, axis=True)
+    ] = "attention_sinks"
+    set: Annotated[
+        dict[str, Any],
+        Option("NAME=VALUE", "A parameter of the strategy; repeatable.", STRATEGY, default="the strategy's own"),
+    ] = Field(default_factory=dict)
+    positions: Annotated[
+        Place | None,
+        Option("NAME", "Where entries stand: cache or text.", STRATEGY, axis=True, default="the strategy's own"),
+    ] = None
+    kv_format: Annotated[Text, Option("NAME", "How keys and values are stored.", STRATEGY, axis=True)] = "model"
+    window_size: Annotated[Count, Option("N", "Cache entries kept between steps.", STRATEGY, axis=True)] = 1024
+    attention_sink_size: Annotated[
+        Whole | None,
+        Option(
+            "N",
+            "How many of them are the first tokens.",
+            STRATEGY,
+            axis=True,
+            default="the strategy's own, 4 for attention_sinks",
+        ),
+    ] = None
+
+    def but(self, **changes: Any) -> Self:
+        """The same with some values changed; they are not checked again."""
+        return self.model_copy(update=changes)
+
+
+class ModelConfig(StrategyConfig):
+    """Which model, beside what is kept."""
+
+    model_name_or_path: Annotated[
+        Text, Option("NAME", "Hub id, folder, .gguf file, or smollm2-135m (embedded).", MODELS, axis=True)
+    ] = MODEL
+    revision: Annotated[Text, Option("REV", "Branch, tag or commit on the Hub.", MODELS)] = "main"
+    trust_remote_code: Annotated[Flag, Option("", "Run code that the model brings.", MODELS)] = False
+    allow_pickle: Annotated[Flag, Option("", "Read pickled weights where there are no others.", MODELS)] = False
+    dtype: Annotated[
+        Dtype,
+        Option(
+            "TYPE",
+            "auto, float32, bfloat16 or float16; auto is float32 on a CPU and the checkpoint's own on a GPU.",
+            MODELS,
+            axis=True,
+        ),
+    ] = "auto"
+    device_map: Annotated[
+        Text | None,
+        Option("MAP", "As in transformers; auto spreads over GPUs.", MODELS, default="the first GPU, or the CPU"),
+    ] = None
+
+    @property
+    def model(self) -> ModelSource:
+        """Which model, and how it is to be loaded."""
+        return ModelSource(
+            name=self.model_name_or_path,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            random_weights=getattr(self, "random_weights", False),
+            quantization=getattr(self, "quantization", None),
+            allow_pickle=self.allow_pickle,
+        )
+
+
+class RunConfig(ModelConfig):
+    """Everything that decides a run: the options of ``sinkbench run``.
+
+    ``name`` is what its files are called; by default as the strategy is, and what differs from its defaults.
     """
 
-    experiment: str = "attention_sinks"
-    model: ModelSource = field(default_factory=lambda: ModelSource("smollm2-135m"))
-    source: Source = field(default_factory=lambda: Source("kjv"))
-    num_tokens: int = 8192
-    window_size: int = 1024
-    attention_sink_size: int = 4
-    engine: str = "stepwise"
-    chunk_size: int | None = None
-    cuda_graphs: bool = True
-    output_dir: Path = Path("results")
-    overwrite: bool = False
-    resume: bool = False
-    name: str | None = None
+    random_weights: Annotated[
+        Flag, Option("", "Random weights; the model may be a config.json.", MODELS, decides=True)
+    ] = False
+    load_in_4bit: Annotated[Flag, Option("", "NF4 weights (bitsandbytes).", MODELS, decides=True)] = False
+    load_in_8bit: Annotated[Flag, Option("", "8-bit weights (bitsandbytes).", MODELS, decides=True)] = False
+    dataset_name: Annotated[Text, Option("NAME", "Hub id, file, folder, or kjv (embedded).", DATA, axis=True)] = TEXT
+    dataset_revision: Annotated[Text, Option("REV", "Branch, tag or commit on the Hub.", DATA)] = "main"
+    streaming: Annotated[
+        Flag, Option("", "Read rows as needed; otherwise keep the whole split, for offline.", DATA, off=True)
+    ] = True
+    data_column: Annotated[Text, Option("NAME", "Column of text, or of lists of token ids.", DATA)] = "text"
+    task: Annotated[Text | None, Option("NAME", "Configuration of the dataset.", DATA)] = None
+    split: Annotated[Text, Option("NAME", "Split of the dataset.", DATA)] = "test"
+    num_samples: Annotated[Count, Option("N", "Rows to read, as one stream.", DATA)] = 1
+    num_tokens: Annotated[Count, Option("N", "Tokens to predict.", DATA, decides=True)] = 8192
+    output_dir: Annotated[Folder, Option("DIR", "Where the rows (.csv) and their record (.json) go.", OUTPUT)] = Field(
+        default=Path("results"), strict=False
+    )
+    overwrite: Annotated[Flag, Option("", "Replace an existing result.", OUTPUT)] = False
+    resume: Annotated[Flag, Option("", "Go on behind the last row of a run cut short.", OUTPUT)] = False
+    engine: Annotated[
+        Engine,
+        Option(
+            "NAME",
+            "stepwise: token by token; parallel: many tokens a forward, the same NLLs.",
+            SPEED,
+            decides=True,
+        ),
+    ] = "stepwise"
+    chunk_size: Annotated[
+        Count | None,
+        Option("N", "Tokens a forward (parallel engine).", SPEED, decides=True, default="by free memory"),
+    ] = None
+    cuda_graphs: Annotated[
+        Flag, Option("", "Capture steps on CUDA where the model allows it.", SPEED, decides=True, off=True)
+    ] = True
+    name: Text | None = None
+
+    @model_validator(mode="after")
+    def _excluding(self) -> Self:
+        for one, other in (("overwrite", "resume"), ("load_in_4bit", "load_in_8bit")):
+            if getattr(self, one) and getattr(self, other):
+                flags = {"one": one.replace("_", "-"), "other": other.replace("_", "-")}
+                raise PydanticCustomError("exclude", "--{one} and --{other} exclude each other", flags)
+        return self
+
+    @property
+    def quantization(self) -> str | None:
+        """``4bit``, ``8bit``, or ``None``."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+    @property
+    def source(self) -> Source:
+        """Where the stream comes from."""
+        return Source(
+            name=self.dataset_name,
+            column=self.data_column,
+            task=self.task,
+            split=self.split,
+            samples=self.num_samples,
+            revision=self.dataset_revision,
+            streaming=self.streaming,
+        )
 
     @property
     def csv(self) -> Path:
         """Where the rows go; the record lies beside it, with the suffix ``.json``."""
         return self.output_dir / f"{self.name or self.experiment}.csv"
 
-
-AXES = ("model_name_or_path", "experiment", "window_size", "attention_sink_size", "dtype", "dataset_name")
-
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-ENGINES = ("stepwise", "parallel")
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The options that decide the numbers as they stand; what the other engine alone looks at is left out."""
+        other = "chunk_size" if self.engine == "stepwise" else "cuda_graphs"
+        options = options_of(type(self)).items()
+        return {name: getattr(self, name) for name, option in options if option.decides and name != other}
 
 
-class Options(BaseModel):
-    """The options of ``sinkbench run`` as a file gives them, with the same defaults; an axis is a list of values."""
+TALK, WRITING = "Conversation", "Text"  # panels of --help
+PROMPT = "Once upon a time, in a small village by the sea, there lived"
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
 
-    experiment: Axis[Annotated[str, one_of(STRATEGIES)]] = ["attention_sinks"]
-    window_size: Axis[Count] = [1024]
-    attention_sink_size: Axis[Whole] = [4]
-    model_name_or_path: Axis[Text] = ["smollm2-135m"]
-    revision: Text = "main"
-    trust_remote_code: Flag = False
-    allow_pickle: Flag = False
-    dtype: Axis[Annotated[str, one_of(DTYPES)]] = ["auto"]
-    device_map: Text | None = None
-    random_weights: Flag = False
-    load_in_4bit: Flag = False
-    load_in_8bit: Flag = False
-    dataset_name: Axis[Text] = ["kjv"]
-    dataset_revision: Text = "main"
-    streaming: Flag = True
-    data_column: Text = "text"
-    task: Text | None = None
-    split: Text = "test"
-    num_samples: Count = 1
-    num_tokens: Count = 8192
-    output_dir: Text = "results"
-    overwrite: Flag = False
-    resume: Flag = False
-    engine: Annotated[str, one_of(ENGINES)] = "stepwise"
-    chunk_size: Count | None = None
-    cuda_graphs: Flag = True
+class GenerateConfig(ModelConfig):
+    """Everything that decides a generated text: the options of ``sinkbench generate``."""
+
+    prompt: Annotated[str, Option("TEXT", "What the text begins with.", WRITING)] = PROMPT
+    max_new_tokens: Annotated[Count, Option("N", "Tokens to write; none ends the text.", WRITING)] = 2000
+    temperature: Annotated[Heat, Option("X", "0 takes the likeliest token.", WRITING)] = 1.0
+    top_p: Annotated[Share, Option("X", "Share of the likeliest tokens.", WRITING)] = 0.95
+    seed: Annotated[Whole, Option("N", "Of the sampling.", WRITING)] = 0
+    output_dir: Annotated[Folder, Option("DIR", "Where generate_<experiment>.csv goes.", OUTPUT)] = Field(
+        default=Path("results"), strict=False
+    )
+    overwrite: Annotated[Flag, Option("", "Replace an existing result.", OUTPUT)] = False
+    name: Text | None = None
+
+    @property
+    def csv(self) -> Path:
+        """Where the rows go."""
+        return self.output_dir / f"generate_{self.name or self.experiment}.csv"
+
+
+class ChatConfig(ModelConfig):
+    """Everything that decides a conversation: the options of ``sinkbench chat``."""
+
+    system: Annotated[str | None, Option("TEXT", "The system message.", TALK)] = None
+    max_new_tokens: Annotated[Count, Option("N", "Longest answer, in tokens.", TALK)] = 256
+    temperature: Annotated[Heat, Option("X", "0 takes the likeliest token.", TALK)] = 0.7
+    top_p: Annotated[Share, Option("X", "Share of the likeliest tokens.", TALK)] = 0.9
+    seed: Annotated[Whole, Option("N", "Of the sampling.", TALK)] = 0
+
+
+def options_of(config: type[BaseModel]) -> dict[str, Option]:
+    """What is said of each option of a configuration; fields of which nothing is said are none."""
+    found = {
+        name: next((said for said in field.metadata if isinstance(said, Option)), None)
+        for name, field in config.model_fields.items()
+    }
+    return {name: option for name, option in found.items() if option is not None}

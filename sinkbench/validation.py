@@ -1,7 +1,7 @@
-"""What an experiment file may say, and one line for what it may not."""
+"""Values that are checked, and one line for what is wrong with one."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar
 
@@ -60,35 +60,45 @@ Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0")]
 Text = Annotated[str, Field(min_length=1), _must("a text that is not empty")]
 
 
+Heat = Annotated[float, Field(ge=0, allow_inf_nan=False), _must("a number of at least 0")]
+
+
+Share = Annotated[float, Field(ge=0, le=1), _must("a number from 0 to 1")]
+
+
 Flag = Annotated[bool, _must("true or false")]
 
 
-def checked(kind: type[Model], table: Any, where: str) -> Model:
+def checked(kind: type[Model], table: Any, where: Callable[[str], str], axes: Iterable[str] = ()) -> Model:
     """``table`` as ``kind``, strictly.
 
+    Args:
+        where: how a message begins that is about this key; the empty one where it is about several.
+        axes: the only keys that may be lists, where some may.
+
     Raises:
-        UserError: one line that begins with ``where``: the key, what it must be, and what it is.
+        UserError: one line: the key, what it must be, and what it is.
     """
     try:
         return kind.model_validate(table)
     except ValidationError as error:
         first, *others = sorted(error.errors(include_url=False), key=lambda one: one["type"] == "missing")
         more = f" (and {len(others)} more)" if others else ""
-        raise UserError(where + _line(dict(first), kind) + more) from error
+        raise UserError(_line(dict(first), kind, where, tuple(axes)) + more) from error
 
 
-def _line(error: dict[str, Any], kind: type[BaseModel]) -> str:
+def _line(error: dict[str, Any], kind: type[BaseModel], where: Callable[[str], str], axes: tuple[str, ...]) -> str:
     """One error of pydantic's in our words."""
-    from sinkbench.config import AXES, Options
-
     key = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return f"{key}: is not known{nearest(key, list(kind.model_fields))}"
+        return f"{where(key)}is not known{nearest(key, list(kind.model_fields))}"
     if error["type"] == "missing":
-        return f"{key}: is missing"
-    single = isinstance(error["input"], list) and key not in AXES and kind is Options
-    only = f"; only {', '.join(AXES)} may be lists" if single else ""
-    return f"{key}: {error['msg']} (got {shown(error['input'])}){only}"
+        return f"{where(key)}is missing"
+    if not key:
+        return f"{where(key)}{error['msg']}"
+    single = isinstance(error["input"], list) and axes and key not in axes
+    only = f"; only {', '.join(axes)} may be lists" if single else ""
+    return f"{where(key)}{error['msg']} (got {shown(error['input'])}){only}"
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -3,9 +3,8 @@
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -13,44 +12,21 @@ import torch
 from transformers import PreTrainedModel
 
 from sinkbench.api.decoding import Detokenizer, GeneratedToken, Sampling, Session, speak
-from sinkbench.config import ModelSource
+from sinkbench.config import GenerateConfig
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
 from sinkbench.metrics.fluency import BLOCK, NonWords, Repetition, fresh_nll, vocabulary_of
-from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.models.loading import load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import check_reach
+from sinkbench.results.columns import measured_by
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import FINISHED
 from sinkbench.runs.run import exit_reason
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
-from sinkbench.strategies import Plan, choose
-
-MORE = ("fresh_nll", "repetition", "non_word")
-PROMPT = "Once upon a time, in a small village by the sea, there lived"
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """Everything that decides a generated text; the fields are the options of ``sinkbench generate``."""
-
-    experiment: str = "attention_sinks"
-    model: ModelSource = field(default_factory=lambda: ModelSource("smollm2-135m"))
-    prompt: str = PROMPT
-    max_new_tokens: int = 2000
-    window_size: int = 1024
-    attention_sink_size: int = 4
-    temperature: float = 1.0
-    top_p: float = 0.95
-    seed: int = 0
-    output_dir: Path = Path("results")
-    overwrite: bool = False
-
-    @property
-    def csv(self) -> Path:
-        """Where the rows go."""
-        return self.output_dir / f"generate_{self.experiment}.csv"
+from sinkbench.strategies import Plan
+from sinkbench.strategies.registry import chosen_by
 
 
 @dataclass
@@ -79,7 +55,7 @@ class Written:
         return self.exit_reason.startswith("interrupted")
 
 
-def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text: None) -> Written:
+def generate(options: GenerateConfig, show: Callable[[str], None] = lambda text: None) -> Written:
     """Write a text; ``show`` is called with each piece of it, the prompt first.
 
     Special tokens, the end of the text among them, are never chosen: the text goes on until it has its length.
@@ -87,13 +63,14 @@ def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text
     Raises:
         UserError: whatever the user can mend.
     """
-    chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
-    tokenizer = load_tokenizer(options.model)
+    chosen = chosen_by(options)
+    checkpoint = locate(options.model)
+    tokenizer = load_tokenizer(checkpoint)
     written = Written(tokenizer(options.prompt)["input_ids"])
     if not written.prompt:
         raise UserError("the prompt is empty: give at least one token to begin with")
-    with RowWriter(options.csv, options.overwrite, MORE) as writer:
-        model = load_model(options.model)
+    with RowWriter(options.csv, options.overwrite, measured_by("generate")) as writer:
+        model = load_model(checkpoint)
         plan = chosen.plan(layer_sizes(model.config))
         if plan.dense:
             check_reach(model, len(written.prompt) + options.max_new_tokens)
@@ -109,7 +86,7 @@ def generate(options: GenerateOptions, show: Callable[[str], None] = lambda text
 
 
 def _until_the_end(
-    options: GenerateOptions,
+    options: GenerateConfig,
     model: PreTrainedModel,
     tokenizer: Any,
     plan: Plan,
@@ -135,7 +112,7 @@ def _until_the_end(
 
 
 def _write(
-    options: GenerateOptions,
+    options: GenerateConfig,
     model: PreTrainedModel,
     tokenizer: Any,
     plan: Plan,
@@ -172,16 +149,17 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
         spoken, (repeated, odd) = written.said[i], written.rates[i]
         fed = len(written.prompt) + i
         step = Steps(fed, [spoken.nll], spoken.latency, vram_allocated(), [spoken.kv_cache_bytes])
-        writer.write(step, [spoken.token], (written.fresh[i], repeated, odd))
+        more = {"fresh_nll": [written.fresh[i]], "repetition": [repeated], "non_word": [odd]}
+        writer.write(step, [spoken.token], more)
 
 
-def _opening(options: GenerateOptions, model: PreTrainedModel) -> dict[str, Any]:
+def _opening(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
     return {
         "experiment": options.experiment,
-        "options": asdict(options),
+        "options": options.model_dump(mode="json"),
         "command": ["sinkbench", *sys.argv[1:]],
         "model": {
-            "name": options.model.name,
+            "name": options.model_name_or_path,
             "class": type(model).__name__,
             "revision": resolved_revision(model),
             "attention": getattr(model.config, "_attn_implementation", None),

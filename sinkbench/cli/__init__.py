@@ -6,18 +6,25 @@ from collections.abc import Iterable
 import typer
 
 from sinkbench.cli.chat import chat
-from sinkbench.cli.compare import compare_runs
+from sinkbench.cli.compare import compare
 from sinkbench.cli.doctor import doctor
 from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
 from sinkbench.cli.report import report
 from sinkbench.cli.run import run
 from sinkbench.cli.speed import speed
+from sinkbench.cli.strategies import strategies
 from sinkbench.cli.sweep import sweep
 from sinkbench.errors import UserError
 
 # options that take several values after one flag
-MANY_VALUES = {"plot": {"--features"}, "speed": {"--num-tokens"}}
+MANY_VALUES = {
+    "plot": {"--features"},
+    "speed": {"--num-tokens"},
+    "run": {"--set"},
+    "generate": {"--set"},
+    "chat": {"--set"},
+}
 
 app = typer.Typer(
     help="What does a language model lose, and what does it cost, when its KV cache is cut?",
@@ -30,10 +37,11 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(sweep)
+app.command()(strategies)
 app.command()(generate)
 app.command()(chat)
 app.command()(plot)
-app.command("compare")(compare_runs)
+app.command()(compare)
 app.command()(report)
 app.command()(speed)
 app.command()(doctor)

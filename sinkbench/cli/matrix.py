@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.cli.progress import outcome
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.runs.result import RunResult
@@ -20,7 +20,7 @@ from sinkbench.sweeps.experiment import Experiments
 from sinkbench.sweeps.plan import Cell
 
 
-def estimates(read: Experiments, cells: Sequence[RunOptions]) -> None:
+def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
     """Print the matrix with an estimate of memory and time each, and of the whole."""
     table = Table(title=f"{read.path}: {len(cells)} runs", caption_justify="left")
     for column in ("run", "model", "dtype"):
@@ -37,13 +37,13 @@ def estimates(read: Experiments, cells: Sequence[RunOptions]) -> None:
             memory, length = f"{cost.vram_bytes / 2**30:.2f} GiB", duration(cost.seconds)
             seconds += cost.seconds
             if cost.vram_bytes > device.memory:
-                notes[cell.model.name] = (
-                    f"{cell.model.name} needs more than the {device.memory / 2**30:.1f} GiB that are free here"
+                notes[cell.model_name_or_path] = (
+                    f"{cell.model_name_or_path} needs more than the {device.memory / 2**30:.1f} GiB that are free here"
                 )
         except UserError as error:
-            notes[cell.model.name] = f"no estimate for {cell.model.name}: {error}"
-        name, model = _name(cell, read.options.output_dir), Text(cell.model.name)
-        table.add_row(Text(name), model, cell.model.dtype, f"{cell.num_tokens:,}", memory, length)
+            notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {error}"
+        name, model = _name(cell, read.options.output_dir), Text(cell.model_name_or_path)
+        table.add_row(Text(name), model, cell.dtype, f"{cell.num_tokens:,}", memory, length)
     console = Console()
     console.print(table)
     console.print(
@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _name(options: RunOptions, folder: str) -> str:
+def _name(options: RunConfig, folder: str) -> str:
     """Where the rows go, as seen from ``folder``, without the suffix."""
     return str(options.csv.relative_to(folder).with_suffix(""))
 

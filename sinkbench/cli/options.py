@@ -1,50 +1,93 @@
-"""Options that several commands share."""
+"""The options of a command, as a configuration declares them."""
 
-from enum import StrEnum
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
+from pydantic import BaseModel
 
-MODEL, STRATEGY, OUTPUT = "Model", "Strategy", "Output"  # panels of --help
+from sinkbench.config import Option, options_of
+from sinkbench.strategies.registry import parse_settings
+from sinkbench.validation import checked
 
-
-class Experiment(StrEnum):
-    """The strategies."""
-
-    attention_sinks = "attention_sinks"
-    transformers = "transformers"
-    windowed = "windowed"
-    recompute = "recompute"
-
-
-class Dtype(StrEnum):
-    """The types of weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-WindowSize = Annotated[
-    int, typer.Option(min=1, metavar="N", help="Cache entries kept between steps.", rich_help_panel=STRATEGY)
+Config = TypeVar("Config", bound=BaseModel)
+ConfigPath = Annotated[
+    Path | None, typer.Option("--config", metavar="FILE", help="TOML of options, for all that the line does not say.")
 ]
-SinkSize = Annotated[
-    int, typer.Option(min=0, metavar="N", help="How many of them are the first tokens.", rich_help_panel=STRATEGY)
-]
-ModelName = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Hub id, folder, .gguf file, or smollm2-135m (embedded).", rich_help_panel=MODEL),
-]
-Revision = Annotated[str, typer.Option(metavar="REV", help="Branch, tag or commit on the Hub.", rich_help_panel=MODEL)]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that the model brings.", rich_help_panel=MODEL)
-]
-AllowPickle = Annotated[
-    bool,
-    typer.Option("--allow-pickle", help="Read pickled weights where there are no others.", rich_help_panel=MODEL),
-]
-DeviceMap = Annotated[
-    str | None,
-    typer.Option(metavar="MAP", help="As in transformers; auto spreads over GPUs.", rich_help_panel=MODEL),
-]
+
+
+def flag(name: str) -> str:
+    """How the option of this name is given on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def takes(config: type[BaseModel], helps: dict[str, str] | None = None) -> Callable[[Callable], Callable]:
+    """A decorator: a command that takes the options of ``config`` as one keyword argument ``given``.
+
+    ``given`` holds what the line says, unchecked, by name; what it does not say is left out. The command's other
+    parameters stay, before these.
+
+    Args:
+        helps: sentences in place of the declared ones, for commands to which those do not apply.
+    """
+
+    def wrap(command: Callable) -> Callable:
+        def called(**values: Any) -> Any:
+            own = {name: values.pop(name) for name in list(values) if name in mine}
+            given = {name: value for name, value in values.items() if value is not None and value != []}
+            if "set" in given:
+                given["set"] = parse_settings(given["set"])
+            return command(given=given, **own)
+
+        mine = {name: p for name, p in inspect.signature(command).parameters.items() if name != "given"}
+        options = options_of(config)
+        built = [_parameter(name, option, config, (helps or {}).get(name)) for name, option in options.items()]
+        parameters = [*(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in mine.values()), *built]
+        called.__name__, called.__doc__ = command.__name__, command.__doc__
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # what typer looks at
+        return called
+
+    return wrap
+
+
+def _parameter(name: str, option: Option, config: type[BaseModel], text: str | None) -> inspect.Parameter:
+    """An option of typer's: a default of its own would hide whether it was given, so that it is only shown."""
+    field = config.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    kind: Any = list[str] if name == "set" else _kind(default, str(field.annotation))
+    is_flag = kind is bool
+    shown = option.default or (
+        "" if default is None or (is_flag and not default) else str(default).lower() if is_flag else str(default)
+    )
+    names = [flag(name), *([f"--no-{flag(name)[2:]}"] if option.off else [])]
+    described = f"{text or option.help} [dim]\\[default: {shown}][/dim]" if shown else text or option.help
+    said = typer.Option(
+        "/".join(names),
+        metavar=None if is_flag else option.metavar,
+        help=described,
+        rich_help_panel=option.panel,
+        show_default=False,
+    )
+    annotation = Annotated[kind | None, said]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _kind(default: Any, annotation: str) -> type:
+    """The type that the parser is to read: the configuration checks the value."""
+    if isinstance(default, bool):
+        return bool
+    if isinstance(default, float):
+        return float
+    return int if isinstance(default, int) or "int" in annotation else str
+
+
+def configured(config: type[Config], given: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:
+    """The configuration that a command line gives, over ``defaults``.
+
+    Raises:
+        UserError: one line that names the option.
+    """
+    return checked(config, {**(defaults or {}), **given}, lambda key: f"{flag(key)} " if key else "")

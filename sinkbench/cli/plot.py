@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinkbench.errors import UserError
+from sinkbench.results.columns import features_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,8 +19,8 @@ def plot(
     features: Annotated[
         list[str],
         typer.Option(
-            help="perplexity, vram, latency; of generated text fluency, repetition, non_word too: the first on the "
-            "left axis, each further one on its own right axis.",
+            help=f"{', '.join(features_of('run'))}; of generated text {', '.join(features_of('generate'))} too: the "
+            "first on the left axis, each further one on its own right axis.",
             metavar="NAME...",
         ),
     ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it
@@ -38,13 +39,15 @@ def plot(
 ) -> None:
     """Draw the results in a folder: perplexity, memory and latency over the input length."""
     from sinkbench.results import figures
-    from sinkbench.results.reading import read_results
+    from sinkbench.results.reading import read_runs
 
     features = figures.checked(features)
     path = output or output_dir / f"{'_'.join(features)}.png"
     figures.check_format(path)
-    results = read_results(output_dir)
-    figure = figures.draw(results, features, title, log_perplexity_limit, skip_first)
+    runs = read_runs(output_dir)
+    results = {name: run.frame for name, run in runs.items()}
+    strategies = {name: run.strategy for name, run in runs.items()}
+    figure = figures.draw(results, features, title, log_perplexity_limit, skip_first, strategies)
     for note in figures.left_out(results, features, skip_first):
         typer.echo(f"note: {note}", err=True)
     figures.save(figure, path)

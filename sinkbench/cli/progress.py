@@ -8,8 +8,9 @@ from typing import Self
 from rich import progress as bars
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.runs.result import ENDED, OUT_OF_MEMORY, RunResult
 
@@ -17,7 +18,7 @@ from sinkbench.runs.result import ENDED, OUT_OF_MEMORY, RunResult
 class Progress:
     """A live line on a terminal; nothing elsewhere."""
 
-    def __init__(self, options: RunOptions) -> None:
+    def __init__(self, options: RunConfig) -> None:
         console = Console(stderr=True)
         self._bars = bars.Progress(
             bars.TextColumn("{task.description}"),
@@ -42,6 +43,10 @@ class Progress:
         state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}  {memory}"
         self._bars.update(self._task, completed=result.rows, state=state)
 
+    def note(self, line: str) -> None:
+        """Say a line that does not end the run."""
+        self._bars.console.print(Text(f"sinkbench: {line}"), soft_wrap=True)
+
     def __enter__(self) -> Self:
         self._bars.start()
         return self
@@ -61,9 +66,11 @@ def outcome(result: RunResult, asked: int) -> str:
     return result.exit_reason
 
 
-def report(options: RunOptions, result: RunResult) -> None:
+def report(options: RunConfig, result: RunResult) -> None:
     """The closing table."""
-    table = Table(title=f"{options.experiment} · {options.model.name} · {options.source.name}", show_header=False)
+    table = Table(
+        title=f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}", show_header=False
+    )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("outcome", outcome(result, options.num_tokens))

@@ -10,9 +10,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from sinkbench.cli.options import AllowPickle, Dtype
+from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
-from sinkbench.models import embedded
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
@@ -21,10 +20,12 @@ if TYPE_CHECKING:
 def speed(
     model_name_or_path: Annotated[
         str, typer.Option(metavar="NAME", help="Hub id, folder, .gguf, config.json (random weights), or embedded.")
-    ] = embedded.MODEL,
+    ] = MODEL,
     random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights.")] = False,
-    allow_pickle: AllowPickle = False,
-    dtype: Annotated[Dtype, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = Dtype.auto,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
     window_size: Annotated[int, typer.Option(min=2, metavar="N", help="Cache entries kept.")] = 1024,
     attention_sink_size: Annotated[int, typer.Option(min=0, metavar="N", help="Sinks among them.")] = 4,
     steps: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens timed one by one.")] = 200,
@@ -41,15 +42,17 @@ def speed(
     """Time the seed's loop and both engines; print them beside the floors of this device."""
     from sinkbench.config import ModelSource
     from sinkbench.diagnostics.speed import Timings, measure
-    from sinkbench.models.loading import load_model
+    from sinkbench.models.loading import load_model, locate
     from sinkbench.runs.record import device_name, versions
 
     if output is not None and output.suffix not in (".json", ".md"):
         raise UserError(f"cannot write {output}: give a .json or .md file")
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)} (got {dtype})")
     if attention_sink_size >= window_size:
         raise UserError("the window must be larger than the attention sinks: raise --window-size")
-    source = ModelSource(model_name_or_path, dtype=str(dtype), random_weights=random_weights, allow_pickle=allow_pickle)
-    model = load_model(source)
+    source = ModelSource(model_name_or_path, dtype=dtype, random_weights=random_weights, allow_pickle=allow_pickle)
+    model = load_model(locate(source))
     timings = Timings(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
     console, costs = Console(stderr=True), []
     with console.status("measuring") as status:

@@ -1,14 +1,21 @@
 """``sinkbench sweep``: all runs of an experiment file."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
+from inspect import signature
 from pathlib import Path
-from typing import Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sinkbench.cli.status import status_of
+
+if TYPE_CHECKING:
+    from sinkbench.cli.matrix import Board
 
 
 class Launcher(StrEnum):
@@ -47,27 +54,36 @@ def sweep(
 
     read = experiments.read(file)
     if output_dir is not None:
-        read = replace(read, options=read.options.model_copy(update={"output_dir": str(output_dir)}))
-    cells = [replace(cell, overwrite=overwrite or cell.overwrite) for cell in read.cells()]
+        read = read.into(output_dir)
+    cells = [cell.but(overwrite=overwrite or cell.overwrite) for cell in read.cells()]
     if dry_run:
         estimates(read, cells)
         return
-    with Board(read.options.output_dir) as board:
-        plan = sweeps.planned(cells, Path(read.options.output_dir))
+    folder = Path(read.options.output_dir)
+    with _place(launcher) as place, Board(str(folder)) as board:
+        plan = sweeps.planned(cells, folder, place.devices())
         board.show(plan)
-        sweeps.sweep(plan, _launch(launcher, board.watch), retries, board.started, board.finished)
+        sweeps.sweep(plan, _launch(place, board), retries, board.started, board.finished)
     board.close()
-    if any(cell.result is not None and cell.result.interrupted for cell in plan):
-        raise typer.Exit(130)
-    if any(cell.failed for cell in plan):
-        raise typer.Exit(1)
+    ended = [status_of(cell.result.exit_reason) for cell in plan if cell.result is not None]
+    status = next(filter(None, ended), int(any(cell.failed for cell in plan)))
+    if status:
+        raise typer.Exit(status)
 
 
-def _launch(launcher: Launcher, watch: Callable) -> Callable:
+@contextmanager
+def _place(launcher: Launcher) -> Iterator[ModuleType]:
+    """Where cells run: a module that says which devices there are, and launches."""
     if launcher is Launcher.ray:
-        from sinkbench.sweeps.launchers.ray import launch as on_ray
+        from sinkbench.sweeps.launchers import ray
 
-        return on_ray
-    from sinkbench.sweeps.launchers.local import launch
+        with ray.connected():
+            yield ray
+    else:
+        from sinkbench.sweeps.launchers import local
 
-    return partial(launch, watch=watch)
+        yield local
+
+
+def _launch(place: ModuleType, board: "Board") -> Callable:
+    return partial(place.launch, watch=board.watch) if "watch" in signature(place.launch).parameters else place.launch

@@ -1,6 +1,6 @@
 """Which engine runs a stream: the first that does not refuse the plan."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -14,7 +14,12 @@ from sinkbench.strategies import Plan
 
 
 def choose_engine(
-    model: PreTrainedModel, plan: Plan, engine: str, cuda_graphs: bool = True, chunk: int | None = None
+    model: PreTrainedModel,
+    plan: Plan,
+    engine: str,
+    cuda_graphs: bool = True,
+    chunk: int | None = None,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Engine:
     """The engine for ``plan``.
 
@@ -22,12 +27,13 @@ def choose_engine(
         engine: ``--engine``: ``stepwise`` or ``parallel``.
         cuda_graphs: whether steps may be captured.
         chunk: tokens a forward of the parallel engine; by default chosen from the free memory.
+        note: is called with a line where an engine has to go another way than it would.
 
     Raises:
         UserError: no such engine, or none of its kind can run the plan.
     """
     kinds: dict[str, Sequence[Engine]] = {
-        "stepwise": [*([Captured(model)] if cuda_graphs else []), Stepwise(model), Recompute(model)],
+        "stepwise": [*([Captured(model, note=note)] if cuda_graphs else []), Stepwise(model), Recompute(model)],
         "parallel": [Parallel(model, chunk), Recompute(model, batched=True, chunk=chunk)],
     }
     if engine not in kinds:

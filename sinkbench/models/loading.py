@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from json import JSONDecodeError
 from pathlib import Path
@@ -27,15 +28,32 @@ from sinkbench.models.checkpoints import check_complete, check_finite, refuse_pi
 from sinkbench.models.gguf import unpacked
 from sinkbench.models.silence import silent
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def locate(source: ModelSource) -> dict[str, Any]:
-    """The arguments by which transformers finds ``source``; a Hub model is pinned to one commit.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that has been found.
+
+    Attributes:
+        arguments: those by which transformers finds it.
+    """
+
+    source: ModelSource
+    arguments: dict[str, Any] = field(hash=False)
+
+
+def locate(source: ModelSource) -> Checkpoint:
+    """Find a model: a Hub model is pinned to one commit, a GGUF file unpacked.
 
     Raises:
         UserError: it is not there, may not be had, is damaged, or missing embedded packages.
     """
+    with _explained(source):
+        return Checkpoint(source, _arguments(source))
+
+
+def _arguments(source: ModelSource) -> dict[str, Any]:
     name = str(embedded.model_file()) if source.name == embedded.MODEL else source.name
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
@@ -60,26 +78,28 @@ def _check_weights(source: ModelSource, files: Iterable[str]) -> None:
         refuse_pickles(source.name, files)
 
 
-def load_tokenizer(source: ModelSource):  # noqa: ANN201
-    """The tokenizer of ``source``.
+def load_tokenizer(checkpoint: Checkpoint):  # noqa: ANN201
+    """The tokenizer of a model.
 
     Raises:
         UserError: it is not there, may not be had, or brings code that is not trusted.
     """
-    with _told(source, "tokenizer of "), hub.patient(), silent():
-        return AutoTokenizer.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
+    trusted = checkpoint.source.trust_remote_code
+    with _explained(checkpoint.source, "tokenizer of "), hub.patient(), silent():
+        return AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=trusted)
 
 
-def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
-    """The model of ``source``, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``.
+def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
+    """The model, ready to predict; ``kwargs`` go to transformers' ``from_pretrained``.
 
     Raises:
         UserError: it is not there, may not be had, is damaged or incomplete, or brings code that is not trusted.
     """
+    source = checkpoint.source
     kwargs["device_map"] = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
-    dtype = DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
-    with _told(source), hub.patient(), silent():
-        config = AutoConfig.from_pretrained(**source.location, trust_remote_code=source.trust_remote_code)
+    dtype = TORCH_DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
+    with _explained(source), hub.patient(), silent():
+        config = AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
         if source.random_weights:
@@ -89,15 +109,16 @@ def load_model(source: ModelSource, **kwargs: object) -> PreTrainedModel:
         attention = _attention_for(config.get_text_config(decoder=True))
         if attention:
             kwargs.setdefault("attn_implementation", attention)
-        model = _read_weights(source, dtype=dtype, **kwargs)
+        model = _read_weights(checkpoint, dtype=dtype, **kwargs)
     return model.eval()
 
 
-def _read_weights(source: ModelSource, **kwargs: object) -> PreTrainedModel:
+def _read_weights(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
     """The model with every weight that its configuration asks for, and no other, all finite."""
+    source = checkpoint.source
     with _no_conversion():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            **source.location,
+            **checkpoint.arguments,
             trust_remote_code=source.trust_remote_code,
             use_safetensors=None if source.allow_pickle else True,
             ignore_mismatched_sizes=True,  # they are refused here, by name
@@ -157,8 +178,8 @@ def resolved_revision(model: PreTrainedModel) -> str | None:
 
 
 @contextmanager
-def _told(source: ModelSource, what: str = "model ") -> Iterator[None]:
-    """Tell every failure to load in one line."""
+def _explained(source: ModelSource, what: str = "model ") -> Iterator[None]:
+    """Every failure to load in one line."""
     try:
         yield
     except (UserError, KeyboardInterrupt, torch.cuda.OutOfMemoryError):

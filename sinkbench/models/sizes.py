@@ -12,7 +12,7 @@ from sinkbench.validation import Count, Whole, one_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from sinkbench.config import ModelSource
+    from sinkbench.models.loading import Checkpoint
 
 
 class ModelSizes(BaseModel):
@@ -66,7 +66,7 @@ class ModelSizes(BaseModel):
         return (self.active_parameters or self.parameters) - (0 if self.tied else self.head_weights)
 
 
-def read_sizes(source: "ModelSource") -> ModelSizes:
+def read_sizes(checkpoint: "Checkpoint") -> ModelSizes:
     """The shape of a model from its configuration alone; weights are neither loaded nor downloaded.
 
     Raises:
@@ -78,14 +78,14 @@ def read_sizes(source: "ModelSource") -> ModelSizes:
     from sinkbench.models import hub
     from sinkbench.models.silence import quiet
 
-    location, trust = source.location, source.trust_remote_code
+    location, trust = checkpoint.arguments, checkpoint.source.trust_remote_code
     try:
         with hub.patient(), quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(**location, trust_remote_code=trust)
             return sizes_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the configuration of {source.name!r} cannot be read: {text[:200]}") from error
+        raise UserError(f"the configuration of {checkpoint.source.name!r} cannot be read: {text[:200]}") from error
 
 
 def sizes_of(model: "PreTrainedModel") -> ModelSizes:

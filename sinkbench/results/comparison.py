@@ -8,31 +8,15 @@ import numpy as np
 import pandas as pd
 
 from sinkbench.errors import UserError
+from sinkbench.results.intervals import Interval, interval
+from sinkbench.results.run import DENSE
 
-RESAMPLES = 2000
 SMOOTH = 256  # tokens over which an NLL level is judged
 DIVERGED = 0.05  # nats above the baseline, over SMOOTH tokens, that count as a loss
 BROKEN = 0.5  # nats above the best of the runs, over SMOOTH tokens, that count as failure
-# Files may be thinned. An onset is judged over the next 256 rows, and of a run that fails slowly it is told the earlier
-# the more tokens those are. Dense Llama 2 7B: token 4,025 by all rows, 3,210 by every 5th, 2,160 by every 10th.
+# Files may be thinned. An onset is judged over the next 256 rows, and where a run fails slowly it seems the earlier the
+# more tokens those are. Dense Llama 2 7B: token 4,025 by all rows, 3,210 by every 5th, 2,160 by every 10th.
 SPARSE = 5
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def exp(self) -> "Interval":
-        return Interval(*(float(np.exp(x)) for x in (self.value, self.low, self.high)))
-
-    def moved(self, to: float) -> "Interval":
-        """The same around another value; as it is where that is not finite."""
-        by = to - self.value
-        return Interval(to, self.low + by, self.high + by) if np.isfinite(by) else self
 
 
 @dataclass(frozen=True)
@@ -41,13 +25,14 @@ class Comparison:
 
     Attributes:
         tokens: how many all runs have read.
-        spacing: tokens from one row that all have to the next: more than 1 makes onsets approximate, and more than
-            ``SPARSE`` leaves them untold.
+        spacing: tokens from one row that all have to the next: more than 1 makes onsets approximate; with more than
+            ``SPARSE`` there are none.
         perplexity: ``exp`` of the mean NLL.
         loss: mean NLL minus that of the baseline over the same tokens, nats; ``None`` without a baseline.
-        apart: mean absolute difference of its NLLs to the baseline's, nats, of the rows there are.
+        mean_difference: mean absolute difference of its NLLs to the baseline's, nats, of the rows there are.
         diverges: the first token from which the run loses to the baseline; ``None`` where it never does.
         breaks: the first token from which the run fails against the best of all; ``None`` where it never does.
+        fails: whether it fails, also where there are too few rows to say from which token on.
     """
 
     name: str
@@ -58,12 +43,63 @@ class Comparison:
     mean_difference: float | None
     diverges: int | None
     breaks: int | None
+    fails: bool
 
 
-def compare(runs: dict[str, pd.DataFrame], baseline: str = "transformers") -> list[Comparison]:
+def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) -> list[Comparison]:
     """Compare runs over the tokens that all of them have read, by the rows that all of them have.
 
-    Where rows were left out, means are those over all tokens, as ``overall_ppl`` tells them.
+    Where rows were left out, means are those over all tokens, by ``overall_ppl``.
+
+    Args:
+        runs: rows by name.
+        baseline: one of these; without it, or where it is not among them, losses are ``None``.
+
+    Raises:
+        UserError: the runs predicted different tokens, or share no row.
+    """
+    frames = shared_rows(runs)
+    places = next(iter(frames.values()))["input_length"].to_numpy()
+    spacing = int(np.median(np.diff(places))) if len(places) > 1 else 1
+    nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
+    means = {name: _mean(frame) for name, frame in frames.items()}
+    best, base = _best(list(nll.values())), nll.get(baseline) if baseline else None
+    compared = []
+    for name, values in nll.items():
+        loss = mean_difference = diverges = None
+        if base is not None and baseline and name != baseline:
+            loss = interval(values - base).moved(means[name] - means[baseline])
+            mean_difference = float(np.abs(values - base).mean())
+            diverges = _onset(values - base, DIVERGED)
+        breaks = _onset(values - best, BROKEN)
+        compared.append(
+            Comparison(
+                name,
+                tokens=int(places[-1]),
+                spacing=spacing,
+                perplexity=interval(values).moved(means[name]).exp(),
+                loss=loss,
+                mean_difference=mean_difference,
+                diverges=_token(diverges, places, spacing),
+                breaks=_token(breaks, places, spacing),
+                fails=breaks is not None,
+            )
+        )
+    return compared
+
+
+def _token(row: int | None, places: np.ndarray, spacing: int) -> int | None:
+    """The token of a row (from 1), where there are rows enough to say it."""
+    return None if row is None or spacing > SPARSE else int(places[row - 1])
+
+
+def onset_text(token: int, spacing: int) -> str:
+    """An onset, in words: approximate where rows were left out."""
+    return f"{'≈ ' if spacing > 1 else ''}{token:,}"
+
+
+def shared_rows(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Of each run, the rows that all have, one for each length, in order.
 
     Raises:
         UserError: the runs predicted different tokens, or share no row.
@@ -72,28 +108,7 @@ def compare(runs: dict[str, pd.DataFrame], baseline: str = "transformers") -> li
     places = shared_lengths(runs.values())
     if not len(places):
         raise UserError(f"{' and '.join(runs)} share no row: of none is there an NLL of the same token")
-    spacing = int(np.median(np.diff(places))) if len(places) > 1 else 1
-    frames = {name: _at(frame, places) for name, frame in runs.items()}
-    nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
-    means = {name: _mean(frame) for name, frame in frames.items()}
-    best, base = _best(list(nll.values())), nll.get(baseline)
-    compared = []
-    for name, values in nll.items():
-        loss = mean_difference = diverges = None
-        if base is not None and name != baseline:
-            loss = interval(values - base).moved(means[name] - means[baseline])
-            mean_difference = float(np.abs(values - base).mean())
-            diverges = _onset(values - base, DIVERGED)
-        onsets = (diverges, _onset(values - best, BROKEN))
-        told = (None if row is None or spacing > SPARSE else int(places[row - 1]) for row in onsets)
-        perplexity = interval(values).moved(means[name]).exp()
-        compared.append(Comparison(name, int(places[-1]), spacing, perplexity, loss, mean_difference, *told))
-    return compared
-
-
-def about(token: int, spacing: int) -> str:
-    """An onset, in words: approximate where rows were left out."""
-    return f"{'≈ ' if spacing > 1 else ''}{token:,}"
+    return {name: _at(frame, places) for name, frame in runs.items()}
 
 
 def shared_lengths(frames: Iterable[pd.DataFrame]) -> np.ndarray:
@@ -114,7 +129,7 @@ def _mean(frame: pd.DataFrame) -> float:
 
 
 def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
-    """Raise where two runs did not predict the same tokens, as far as their files tell."""
+    """Raise where two runs did not predict the same tokens, as far as their files say."""
     differ = first_difference(runs)
     if differ:
         first, name, token = differ
@@ -126,8 +141,11 @@ def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
 
 def first_difference(runs: dict[str, pd.DataFrame]) -> tuple[str, str, int] | None:
     """Two runs that predicted different tokens, and where first; ``None`` where the rows that they share agree."""
-    told = {name: frame for name, frame in runs.items() if "token" in frame}
-    known = [(name, frame.dropna(subset=["token"]).drop_duplicates("input_length")) for name, frame in told.items()]
+    known = [
+        (name, frame.dropna(subset=["token"]).drop_duplicates("input_length"))
+        for name, frame in runs.items()
+        if "token" in frame
+    ]
     known = [(name, frame) for name, frame in known if len(frame)]
     for name, frame in known[1:]:
         first, of_first = known[0]
@@ -136,22 +154,6 @@ def first_difference(runs: dict[str, pd.DataFrame]) -> tuple[str, str, int] | No
         if len(differ):
             return first, name, int(differ.iloc[0])
     return None
-
-
-def interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of ``values`` and its 95 % interval by a circular block bootstrap (Politis and Romano, 1992).
-
-    Neighbouring tokens are not independent, so blocks are drawn, not tokens: ``2 n^(1/3)`` of them in length, at
-    least 32.
-    """
-    n = len(values)
-    block = min(n, max(32, round(2 * n ** (1 / 3))))
-    sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
-    means = (sums[block:] - sums[:-block]) / block
-    count = -(-n // block)
-    draws = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, count))
-    low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high))
 
 
 def _ahead(values: np.ndarray) -> np.ndarray:

@@ -1,100 +1,110 @@
-"""What is shown: perplexity, memory and latency of several runs over the length of the input.
+"""Figures of several runs over the length of the input: perplexity, memory, latency, and whatever else is measured.
 
-Colour says which strategy, line style says which feature.
+Colour and marks say which run, the style of a line which feature.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import FEATURES, Feature
+from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
+from sinkbench.results.columns import MEASURES, Drawing, Measure, features
+from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.looks import looks_of
+from sinkbench.results.run import strategy_of
 
 Results: TypeAlias = Mapping[str, pd.DataFrame]
-Curve: TypeAlias = tuple[np.ndarray, np.ndarray]
-
-# Okabe and Ito's colours, which colour-blind people can tell apart: a strategy looks the same in every figure
-COLOURS = {"transformers": "#D55E00", "windowed": "#009E73", "attention_sinks": "#0072B2", "recompute": "#CC79A7"}
-OTHER_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 
 FORMATS = ("png", "svg", "pdf")
-MANY, ENOUGH = 20_000, 4_000  # a curve of more points than MANY is thinned to ENOUGH
-DASHES = {"--": (4.0, 4.0), ":": (1.0, 1.6)}  # line and gap, in line widths
-INK, GREY, PALE = "#222222", "#555555", "#DDDDDD"
-GAP = 10.0  # points between two axes on the right
+POINTS = 4_000  # of a curve
+LINES = ("-", "--", ":", "-.", "-..", "--.")  # styles of lines, the better ones first
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A feature as it is drawn.
+
+    Attributes:
+        line: the style of its lines.
+        instead: why it is drawn in place of another; empty where it is not.
+    """
+
+    measure: Measure
+    drawing: Drawing
+    line: str = "-"
+    instead: str = ""
 
 
 def draw(
     results: Results,
-    features: Sequence[str],
+    chosen: Sequence[str],
     title: str | None = None,
     log_perplexity_limit: float = 5.0,
     skip_first: int = 100,
+    strategies: Mapping[str, str] | None = None,
 ) -> Figure:
     """The figure of ``results``, the first feature on the left axis and each further one on a right axis of its own.
 
     Args:
-        results: rows by experiment name.
-        features: keys of :data:`FEATURES`.
+        results: rows by run.
+        chosen: features, by the names that :func:`sinkbench.results.columns.features` has.
         title: instead of the usual one; ``\\n`` in two characters is a line break too.
         log_perplexity_limit: the highest log perplexity shown; 0 for no limit.
         skip_first: rows of each run not to draw. A run that has no more is left out.
+        strategies: of each run; by default as its name says.
 
     Raises:
         UserError: an unknown feature, or nothing to draw.
     """
     kept = _kept(results, skip_first)
-    chosen = [_available(kept, name) for name in checked(features)]
-    colours = colours_of(list(results))
-    figure = Figure(
-        figsize=(10, 5.4 + 0.2 * max(len(kept), len(chosen))), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06)
-    )
+    shown = _shown(kept, checked(chosen))
+    looks = looks_of({name: (strategies or {}).get(name) or strategy_of(name) for name in results})
+    curves = [_curves(kept, feature) for feature in shown]
+    names = [name for name in kept if any(name in of_feature for of_feature, _ in curves)]
+    _, rows = legend_shape(names, [feature.measure.label for feature in shown])
+    figure = Figure(figsize=(10, 5.4 + 0.2 * rows), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
     axes = [figure.add_subplot()]
-    axes += [axes[0].twinx() for _ in chosen[1:]]
-    drawn: set[str] = set()
-    for ax, feature in zip(axes, chosen, strict=True):
-        curves, unit = _curves(kept, feature)
-        _limits(ax, curves, log_perplexity_limit if feature.limited else 0.0)
-        for number, (name, curve) in enumerate(curves.items()):
-            _line(ax, curve, f"{name} {feature.label}", colours[name], feature.style, phase=number / len(curves))
-        drawn |= set(curves)
-        ax.set_ylabel(
-            f"{feature.label}{f' ({unit})' if unit else ''}, lower is better", fontsize=11, color=INK, labelpad=7
-        )
+    axes += [axes[0].twinx() for _ in shown[1:]]
+    for ax, feature, (of_feature, unit) in zip(axes, shown, curves, strict=True):
+        set_limits(ax, of_feature, log_perplexity_limit if feature.drawing.limited else 0.0)
+        groups = coinciding(of_feature, ax.get_ylim())
+        for name, curve in of_feature.items():
+            label = f"{name} {feature.measure.label}"
+            draw_run(ax, curve, label, looks[name], feature.line, groups[name], names.index(name) / len(names))
+        ax.set_ylabel(_axis_label(feature, unit), fontsize=11, color=INK, labelpad=7)
     for number, ax in enumerate(axes):
-        _dress(ax, first=number == 0)
-    _space_axes(figure, axes)
-    _legend(figure, {name: colours[name] for name in kept if name in drawn}, chosen)
-    figure.suptitle(_title(title, chosen), fontsize=14, color=INK, parse_math=False)
+        dress(ax, first=number == 0)
+    space_axes(figure, axes)
+    entries = [(feature.measure.label, feature.line) for feature in shown]
+    draw_legend(figure, {name: looks[name] for name in names}, entries)
+    figure.suptitle(_title(title, shown), fontsize=14, color=INK, parse_math=False)
     return figure
 
 
-def checked(features: Sequence[str]) -> list[str]:
-    """``features`` without repetition.
+def checked(chosen: Sequence[str]) -> list[str]:
+    """The names of features without repetition.
 
     Raises:
         UserError: none, or one that does not exist.
     """
-    unknown = [name for name in features if name not in FEATURES]
-    if unknown or not features:
+    known = features()
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
         wrong = f"unknown feature {', '.join(unknown)}" if unknown else "no feature"
-        raise UserError(f"{wrong}: --features takes one or more of {', '.join(FEATURES)}")
-    return list(dict.fromkeys(features))
+        raise UserError(f"{wrong}: --features takes one or more of {', '.join(known)}")
+    return list(dict.fromkeys(chosen))
 
 
-def left_out(results: Results, features: Sequence[str], skip_first: int) -> list[str]:
+def left_out(results: Results, chosen: Sequence[str], skip_first: int) -> list[str]:
     """What :func:`draw` does not show of ``results``, one line each."""
     kept = _kept(results, skip_first)
     notes = [
@@ -102,26 +112,11 @@ def left_out(results: Results, features: Sequence[str], skip_first: int) -> list
         for name, frame in results.items()
         if name not in kept
     ]
-    for feature in (_available(kept, name) for name in checked(features)):
+    for measure in (feature.measure for feature in _shown(kept, checked(chosen))):
         for name, frame in kept.items():
-            if frame[feature.column].isna().all():
-                notes.append(f"{name} has no line for {feature.label}: its rows have no {feature.column}")
+            if not _has(frame, measure):
+                notes.append(f"{name} has no line for {measure.label}: its rows have no {measure.column}")
     return notes
-
-
-def colours_of(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each experiment.
-
-    Raises:
-        UserError: more unknown names than there are colours to tell them apart.
-    """
-    others = sorted(set(names) - set(COLOURS))
-    if len(others) > len(OTHER_COLOURS):
-        raise UserError(
-            f"{len(others)} results of other names than {', '.join(COLOURS)} ({', '.join(others)}): no more than "
-            f"{len(OTHER_COLOURS)} can be told apart in one figure; move some to another folder"
-        )
-    return COLOURS | dict(zip(others, OTHER_COLOURS, strict=False))
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -165,132 +160,57 @@ def _kept(results: Results, skip_first: int) -> dict[str, pd.DataFrame]:
     return kept
 
 
-def _available(results: Results, name: str) -> Feature:
-    """The feature, or what is drawn in its place where no run has it."""
-    feature: Feature | None = FEATURES[name]
-    while feature is not None:
-        if any(frame[feature.column].notna().any() for frame in results.values()):
-            return feature
-        feature = feature.otherwise
-    raise UserError(f"no run has {FEATURES[name].label}: {FEATURES[name].missing}")
+def _has(frame: pd.DataFrame, measure: Measure) -> bool:
+    return measure.column in frame and bool(frame[measure.column].notna().any())
 
 
-def _curves(results: Results, feature: Feature) -> tuple[dict[str, Curve], str]:
+def _shown(results: Results, chosen: Sequence[str]) -> list[Shown]:
+    """The features, each with a style of line that no other has, as far as there are styles."""
+    shown: list[Shown] = []
+    for name in chosen:
+        measure, drawing, instead = _available(results, name)
+        taken = {feature.line for feature in shown}
+        line = next((line for line in (drawing.line, *LINES) if line not in taken), drawing.line)
+        shown.append(Shown(measure, drawing, line, instead))
+    return shown
+
+
+def _available(results: Results, name: str) -> tuple[Measure, Drawing, str]:
+    """What is drawn for the feature ``name``: its measure, or a substitute where no run has that, and then why."""
+    asked = measure = features()[name]
+    instead = ""
+    while measure.drawing:
+        if any(_has(frame, measure) for frame in results.values()):
+            return measure, measure.drawing, instead
+        if not measure.drawing.substitute:
+            break
+        column, instead = measure.drawing.substitute
+        measure = MEASURES[column]
+    raise UserError(f"no run has {asked.label}: {asked.drawing.missing if asked.drawing else ''}")
+
+
+def _curves(results: Results, feature: Shown) -> tuple[dict[str, Curve], str]:
     """What to draw of each run that has the feature, and its unit."""
     curves: dict[str, Curve] = {}
     for name, frame in results.items():
-        values = feature.transform(frame[feature.column].dropna())
-        values = values[np.isfinite(values)]
-        if len(values):
-            curves[name] = _thinned(frame["input_length"][values.index].to_numpy(), values.to_numpy())
-    largest = max((y.max() for _, y in curves.values()), default=1.0)
-    unit, factor = next((u for u in feature.units if largest * u[1] >= 1), feature.units[-1])
+        if _has(frame, feature.measure):
+            curve = curve_of(frame, feature.measure.column, feature.drawing.transform, POINTS)
+            if curve:
+                curves[name] = curve
+    unit, factor = feature.measure.unit(max((y.max() for _, y in curves.values()), default=1.0))
     return {name: (x, y * factor) for name, (x, y) in curves.items()}, unit
 
 
-def _thinned(x: np.ndarray, y: np.ndarray) -> Curve:
-    """Of a long curve, its ends and the lowest and highest point of each stretch."""
-    if len(y) <= MANY:
-        return x, y
-    kept = {0, len(y) - 1}
-    for stretch in np.array_split(np.arange(len(y)), ENOUGH // 2):
-        kept |= {int(stretch[y[stretch].argmin()]), int(stretch[y[stretch].argmax()])}
-    chosen = sorted(kept)
-    return x[chosen], y[chosen]
+def _axis_label(feature: Shown, unit: str) -> str:
+    within = "; ".join(filter(None, (unit, feature.instead)))
+    better = f", {feature.measure.better} is better" if feature.measure.better else ""
+    return f"{feature.measure.label}{f' ({within})' if within else ''}{better}"
 
 
-def _limits(ax: Axes, curves: Mapping[str, Curve], limit: float) -> float:
-    """Set the bounds of the y axis so that what lies under ``limit`` fills it; returns the upper one."""
-    low = min((float(y.min()) for _, y in curves.values()), default=0.0)
-    high = max((float(y.max()) for _, y in curves.values()), default=1.0)
-    if limit and not low < limit:
-        raise UserError(f"every log perplexity is above --log-perplexity-limit {limit:g} (least: {low:.2f}): give more")
-    top = high + 0.05 * max(high - low, 0.1 * abs(high), 1e-9)
-    top = min(top, limit) if limit else top
-    ax.set_ylim(low - 0.05 * max(top - low, 0.1 * abs(low)), top)
-    return top
-
-
-def _line(ax: Axes, curve: Curve, label: str, colour: str, style: str, *, phase: float) -> None:
-    """One run; an arrowhead marks where it leaves through the top for good."""
-    x, y = curve
-    top = ax.get_ylim()[1]
-    # where runs coincide, the shorter lies on the longer, and dashes of the one fill the gaps of the other
-    above = 2 + 1 / (1 + float(x[-1]))
-    dashes = DASHES.get(style)
-    look = (phase * sum(dashes), dashes) if dashes else style
-    width = 2.2 if style == ":" else 1.7
-    marker = "o" if len(x) == 1 else ""
-    ax.plot(x, y, color=colour, linestyle=look, linewidth=width, marker=marker, label=label, zorder=above)
-    if y[-1] > top:
-        under = np.flatnonzero(y <= top)
-        leaves = x[0]
-        if len(under):
-            last = int(under[-1])
-            leaves = np.interp(top, y[last : last + 2], x[last : last + 2])
-        ax.plot(
-            [leaves], [top], marker="^", markersize=8, color=colour, clip_on=False, zorder=4, label=f"_{label} leaves"
-        )
-
-
-def _dress(ax: Axes, first: bool) -> None:
-    """Ticks, grid and frame of one axis; the first one carries what all share."""
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    ax.tick_params(labelsize=10, color=GREY, labelcolor=INK)
-    ax.spines["top"].set_visible(False)
-    for side in ("left", "right", "bottom"):
-        ax.spines[side].set_color(GREY)
-    if not first:
-        ax.spines["left"].set_visible(False)
-        return
-    ax.spines["right"].set_visible(False)
-    ax.set_xlabel("Input length (tokens)", fontsize=11, color=INK)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=9, steps=[1, 2, 5, 10], integer=True))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    ax.margins(x=0.01)
-    ax.grid(color=PALE, linewidth=0.7)
-    ax.set_axisbelow(True)
-
-
-def _space_axes(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Move each right axis beyond the labels of the one before."""
-    for inner, outer in pairwise(axes[1:]):
-        figure.draw_without_rendering()
-        reach = inner.yaxis.label.get_window_extent().x1 - inner.bbox.x1
-        outer.spines["right"].set_position(("outward", reach * 72 / figure.dpi + GAP))
-
-
-def _legend(figure: Figure, colours: Mapping[str, str], features: Sequence[Feature]) -> None:
-    """Below the axes: which colour is which strategy, which line is which feature."""
-    places = ("left axis", "right axis", "outer right axis")
-    groups = [
-        ("Strategy (colour)", [(name, {"color": colour, "linewidth": 5.0}) for name, colour in colours.items()]),
-        (
-            "Feature (line)",
-            [
-                (f"{feature.label}, {place}", {"color": GREY, "linewidth": 2.0, "linestyle": feature.style})
-                for feature, place in zip(features, places, strict=False)
-            ],
-        ),
-    ]
-    rows = max(len(entries) for _, entries in groups)
-    handles, labels = [], []
-    for heading, entries in groups:
-        filler = [(" ", {"linestyle": "none"})] * (rows - len(entries))
-        for label, look in [(heading, {"linestyle": "none"}), *entries, *filler]:
-            handles.append(Line2D([], [], **look))  # type: ignore[arg-type]
-            labels.append(label)
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-        text.set_color(INK)
-        text.set_fontweight("bold" if text.get_text() in dict(groups) else "normal")
-
-
-def _title(title: str | None, features: Sequence[Feature]) -> str:
+def _title(title: str | None, shown: Sequence[Shown]) -> str:
     """``title`` with its line breaks, or one that names the features."""
     if not title:
-        names = [name if name[1].isupper() else name[0].lower() + name[1:] for name in (f.label for f in features)]
+        names = [feature.measure.label_within for feature in shown]
         listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
         title = f"{listed[0].upper()}{listed[1:]} as a function of input length"
     lines = title.replace("\\n", "\n").split("\n")

@@ -1,23 +1,24 @@
-"""Result files, read back, and what their columns show.
+"""Result files, read back: our own CSVs, those of the scripts that sinkbench replaces, and the records beside them."""
 
-Reads our own CSVs and those of the scripts that sinkbench replaces. To show another feature, add an entry to
-:data:`FEATURES`.
-"""
-
-from io import StringIO
+from contextlib import suppress
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import GENERATE, GENERATED, OPTIONAL, ORDER, REQUIRED, Values
+from sinkbench.results.columns import SEED_COLUMNS, known_columns
+from sinkbench.results.record import read_record
+from sinkbench.results.rows import Damage, header_of, parse
+from sinkbench.results.run import GENERATE, Run, place_of, strategy_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
-def read_results(folder: Path) -> dict[str, pd.DataFrame]:
-    """Every CSV in ``folder`` by experiment name: the known strategies first, in a fixed order.
+def read_runs(folder: Path) -> dict[str, Run]:
+    """Every CSV in ``folder`` as a run by its name, those of a strategy together.
 
-    Where all of them were written by ``sinkbench generate``, a strategy goes by its own name too.
+    Where all of them were written by ``sinkbench generate``, a strategy goes by its own name too. A record that cannot
+    be read counts as none.
 
     Raises:
         UserError: no such folder, no CSV in it, or one that cannot be read.
@@ -32,80 +33,45 @@ def read_results(folder: Path) -> dict[str, pd.DataFrame]:
     if not paths:
         raise UserError(f"no CSV in {folder}: run an experiment first (sinkbench run), or give another --output-dir")
     prefix = GENERATE if all(path.stem.startswith(GENERATE) for path in paths) else ""
-    named = {path.stem.removeprefix(prefix): path for path in paths}
-    return {name: _widened(read_csv(named[name])) for name in sorted(named, key=_place)}
+    runs = [read_run(path, path.stem.removeprefix(prefix)) for path in sorted(paths)]
+    return {run.name: run for run in sorted(runs, key=lambda run: place_of(run.name, run.strategy))}
 
 
-def _place(name: str) -> tuple[int, str]:
-    return (ORDER.index(name) if name in ORDER else len(ORDER), name)
-
-
-def _widened(frame: pd.DataFrame) -> pd.DataFrame:
-    """With the columns of generated text, NaN in other results."""
-    return frame.reindex(columns=[*REQUIRED, *OPTIONAL, *GENERATED])
-
-
-def read_csv(path: Path) -> pd.DataFrame:
-    """One result file, every column float64, a column the file does not have all NaN.
-
-    A last line that was cut off, as a killed writer may leave it, is not read.
+def read_run(path: Path, name: str | None = None) -> Run:
+    """The run of one CSV, and of the record beside it if that can be read.
 
     Raises:
-        UserError: the file cannot be read, is empty, or does not hold the columns and numbers of a result.
+        UserError: as :func:`read_csv`.
     """
-    lines = _complete_lines(path)
-    header = [name.strip() for name in lines[0].split(",")] if lines else []
-    missing = [name for name in REQUIRED if name not in header]
-    if lines and missing:
-        raise UserError(f"{path} is not a result: it has no column {', '.join(missing)}; move it out of the folder")
-    if len(lines) < 2:
-        raise UserError(f"{path} has no rows: run that experiment again (with --overwrite), or remove the file")
-    for number, line in enumerate(lines[1:], start=2):
-        if line.count(",") != len(header) - 1:
-            raise UserError(_malformed(path, number, f"has {line.count(',') + 1} values, not {len(header)}"))
-    try:
-        # low_memory would decide the type of a column piece by piece
-        frame = pd.read_csv(StringIO("\n".join(lines[1:])), names=header, header=None, low_memory=False)
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{path} is not a CSV that can be read ({error}); run that experiment again") from error
-    more = [name for name in GENERATED if name in header]
-    return pd.DataFrame({name: _numbers(frame, name, path) for name in (*REQUIRED, *OPTIONAL, *more)})
+    record: dict[str, Any] | None = None
+    with suppress(UserError):  # rows need none
+        record = read_record(path.with_suffix(".json"))
+    return Run(name or path.stem, strategy_of(path.stem, record), read_csv(path), record or {})
 
 
-def _complete_lines(path: Path) -> list[str]:
-    """The lines that were written to their end; blank ones at the end of the file do not count."""
+def read_csv(path: Path) -> "pd.DataFrame":
+    """The rows of one result: all known columns as float64, NaN where the file has none.
+
+    A last line that was cut is left out: runs may be killed at any moment.
+
+    Raises:
+        UserError: one line that says what is wrong with the file, and where.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a text file: run that experiment again, or remove the file") from error
-    lines = text.split("\n")
-    lines.pop()  # behind the last line break: nothing, or a line that was cut, perhaps inside its last number
-    while lines and not lines[-1].strip():
-        lines.pop()
-    if len(lines) > 1 and lines[-1].count(",") < lines[0].count(","):
-        lines.pop()
-    return lines
-
-
-def _numbers(frame: pd.DataFrame, name: str, path: Path) -> Values:
-    """Column ``name`` as float64."""
-    if name not in frame:
-        return pd.Series(np.nan, index=frame.index)
-    column = frame[name]
-    values = pd.to_numeric(column, errors="coerce").astype("float64")
-    wrong = column.notna() & values.isna()
-    if name == "input_length":
-        wrong |= ~np.isfinite(values)
-    if column.dtype == bool:
-        wrong |= True
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        shown = "nothing" if pd.isna(column.iloc[row]) else repr(str(column.iloc[row]))
-        raise UserError(_malformed(path, row + 2, f"has {shown} as its {name}, not a number"))
-    return values
-
-
-def _malformed(path: Path, number: int, what: str) -> str:
-    return f"{path}, line {number}, {what}: run that experiment again (with --overwrite), or remove the file"
+    try:
+        header = header_of(data)
+        missing = [name for name in SEED_COLUMNS if name not in header]
+        if header and missing:
+            raise UserError(f"{path} is not a result: it has no column {', '.join(missing)}; move it out of the folder")
+        rows = parse(data, known_columns())
+    except Damage as error:
+        comma = ", " if error.line else " "
+        raise UserError(
+            f"{path}{comma}{error}: run that experiment again (with --overwrite), or remove the file"
+        ) from error
+    if not len(rows):
+        raise UserError(f"{path} has no rows: run that experiment again (with --overwrite), or remove the file")
+    return rows.frame.reindex(columns=known_columns())

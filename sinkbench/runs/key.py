@@ -1,4 +1,11 @@
-"""What determines the numbers of a run: runs that agree in it have one result, whatever their files are called."""
+"""The key of a result: a hash of all that decides its numbers.
+
+Results with one key have the same NLLs: in float32 up to rounding, in half precision up to what kernels of one kind of
+device differ by. It covers the weights, the ids of all tokens, the dtype, the strategy with its parameters, positions,
+format and, where it is not built in, its source, and every option that decides as it stands
+(:attr:`sinkbench.config.Option.decides`). What it does not cover is the device: that decides what a result costs and how
+far it comes, so that a sweep compares devices too (:mod:`sinkbench.sweeps.plan`).
+"""
 
 import hashlib
 import json
@@ -9,51 +16,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkbench.config import RunOptions
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.models.gguf import digest
-from sinkbench.models.loading import DTYPES, ModelSource
+from sinkbench.models.loading import TORCH_DTYPES, Checkpoint
 from sinkbench.strategies import Chosen
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
 
-def identified(options: RunOptions, chosen: Chosen, tokens: Tensor, of: str | None = None) -> dict[str, Any]:
+def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
-    The device is no part of it: it decides what a result costs, not what it is. ``of`` are the :func:`weights`, where
-    they are known already.
+    ``weights`` are those of :func:`weights_of`.
     """
     about = {
-        "weights": of or weights(options.model),
-        "random_weights": options.model.random_weights,
-        "dtype": dtype(options.model),
-        "quantization": options.model.quantization,
+        "weights": weights,
+        "dtype": dtype(config.model),
         "strategy": chosen.identity,
-        "engine": options.engine,
-        "num_tokens": options.num_tokens,
         "tokens": fingerprint(tokens),
+        **config.deciding,
     }
     return {"determined_by": about, "key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}
 
 
 def dtype(source: ModelSource) -> str:
     """``auto`` resolved as far as it can be without the model."""
-    if source.dtype in DTYPES:
+    if source.dtype in TORCH_DTYPES:
         return source.dtype
     return "checkpoint" if torch.cuda.is_available() else "float32"
 
 
-def weights(source: ModelSource) -> str:
+def weights_of(checkpoint: Checkpoint) -> str:
     """The commit of a Hub model; a SHA-256 over the files of a local one."""
-    location = source.location
-    if "revision" in location:
-        return f"{source.name}@{location['revision']}"
-    path = Path(location["pretrained_model_name_or_path"])
+    arguments = checkpoint.arguments
+    if "revision" in arguments:
+        return f"{checkpoint.source.name}@{arguments['revision']}"
+    path = Path(arguments["pretrained_model_name_or_path"])
     if path.is_file():
         return _sum([path])
-    if "gguf_file" in location:
-        return _sum([path / location["gguf_file"]])
-    patterns = ("config.json",) if source.random_weights else WEIGHTS
+    if "gguf_file" in arguments:
+        return _sum([path / arguments["gguf_file"]])
+    patterns = ("config.json",) if checkpoint.source.random_weights else WEIGHTS
     return _sum(sorted(file for pattern in patterns for file in path.glob(pattern)))
 
 

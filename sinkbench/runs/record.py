@@ -45,8 +45,8 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def device_name() -> str:
-    """The devices at hand, in words."""
-    if torch.cuda.is_available():
+def device_name(device_map: str | None = None) -> str:
+    """The devices at hand, in words; ``device_map`` is that of the run."""
+    if torch.cuda.is_available() and device_map != "cpu":
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-FINISHED, ENDED, OUT_OF_MEMORY = "finished", "dataset ended", "out of memory"
+from sinkbench.results.record import ENDED, FINISHED, OUT_OF_MEMORY, RUNNING
+
+__all__ = ["ENDED", "FINISHED", "OUT_OF_MEMORY", "RunResult"]
 
 
 @dataclass
@@ -14,7 +16,7 @@ class RunResult:
     csv: Path
     rows: int = 0
     overall_ppl: float = float("nan")
-    exit_reason: str = "running"
+    exit_reason: str = RUNNING
     seconds: float = 0.0
     latency: float | None = None  # median seconds a step
     peak_vram: float | None = None  # GiB

@@ -1,19 +1,24 @@
 """A run taken up where it was broken off: its rows are checked against the stream, and its record goes on."""
 
 import json
-import math
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from sinkbench.errors import UserError
+from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.result import RunResult
-from sinkbench.runs.writer import RowWriter, complete_rows, perplexity
+from sinkbench.runs.writer import RowWriter, complete_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
 SLACK = 1e-6  # of a perplexity against its NLL: another machine's exp may round otherwise
+ROUNDS = ("chunk_size", "cuda_graphs")  # what float32 numbers depend on by rounding alone
 ELSEWHERE = "give --overwrite to begin anew, or another --output-dir"
 
 
@@ -28,25 +33,53 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
     before = _record(writer.path)
     _same_run(writer.path, before, record)
     rows = complete_rows(writer.path, writer.columns)
-    if not rows.cells:
+    if not len(rows):
         return
-    writer.take_up(rows, _checked_sum(writer.path, rows.cells, tokens))
-    record |= {name: before.get(name) for name in ("started", "ended", "exit_reason", "resumed_at")}
+    writer.take_up(rows, _checked_sum(writer.path, rows.frame, tokens))
+    this = record["sessions"][0]
+    kept = ("started", "ended", "exit_reason", "resumed_at", "device", "versions", "command", "notes")
+    record |= {name: before[name] for name in kept if name in before}
+    record["sessions"] = _sessions(before)
     if writer.rows < len(tokens) - 1:
         record |= {
             "resumed_at": [*(before.get("resumed_at") or []), writer.rows],
             "exit_reason": "running",
             "ended": None,
+            "device": this["device"],
+            "versions": this["versions"],
+            "sessions": [*record["sessions"], {**this, "first_row": writer.rows + 1}],
         }
     result.rows, result.overall_ppl = writer.rows, writer.perplexity
     result.seconds = before.get("seconds") or 0.0
     result.untimed = max(0, writer.rows - (before.get("timed_rows", before.get("rows")) or 0))
-    vram = [float(cells["cuda_vram_allocated"]) for cells in rows.cells if cells["cuda_vram_allocated"]]
-    result.peak_vram = max(vram, default=None)
-    result.kv_cache_bytes = max(int(cells["kv_cache_bytes"]) for cells in rows.cells)
+    result.peak_vram = max(rows.frame["cuda_vram_allocated"].dropna(), default=None)
+    result.kv_cache_bytes = int(rows.frame["kv_cache_bytes"].max())
     result.latency = median(writer.latencies) if writer.latencies else None
     for name in ("model", "dataset", "dtype"):  # of a run that is complete; the others say it anew
         record.setdefault(name, before.get(name))
+
+
+def _sessions(before: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sessions of a record; one for all of it where it is of a time before there were any."""
+    sessions = before.get("sessions")
+    if isinstance(sessions, list) and sessions:
+        return sessions
+    known = ("started", "ended", "exit_reason", "device", "versions", "command", "seconds")
+    return [{**{name: before.get(name) for name in known}, "first_row": 1, "rows": before.get("rows") or 0}]
+
+
+def close_session(record: dict[str, Any], result: RunResult) -> None:
+    """Say of the newest session how it ended, and how many rows are its own."""
+    *earlier, newest = record["sessions"]
+    if newest["exit_reason"] != "running":
+        return  # the run was complete before
+    done = sum(session.get("seconds") or 0.0 for session in earlier)
+    newest |= {
+        "ended": record["ended"],
+        "exit_reason": record["exit_reason"],
+        "rows": max(0, result.rows - newest["first_row"] + 1),
+        "seconds": max(0.0, result.seconds - done),
+    }
 
 
 def _record(csv: Path) -> dict[str, Any]:
@@ -64,31 +97,40 @@ def _record(csv: Path) -> dict[str, Any]:
 
 def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     was, now = before["determined_by"], record["determined_by"]
+    if "strategy" not in was:
+        raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {ELSEWHERE}")
+    free = GROWS + (ROUNDS if now["dtype"] == "float32" else ())
     for name in now:
-        if name not in GROWS and was.get(name) != now[name]:
+        if name not in free and was.get(name) != now[name]:
+            what, old, new = _difference(name, was.get(name), now[name])
             raise UserError(
-                f"cannot go on with {csv}: it is of another run, whose {name} was {was.get(name)} and not {now[name]}; "
-                + ELSEWHERE
+                f"cannot go on with {csv}: it is of another run, whose {what} was {old} and not {new}; {ELSEWHERE}"
             )
 
 
-def _checked_sum(csv: Path, cells: list[dict[str, str]], tokens: Tensor) -> float:
+def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
+    """Where two values differ: within tables, the first entry that does."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
+        return _difference(key, was.get(key), now.get(key))
+    return name, was, now
+
+
+def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:
     """The sum of the NLLs; every row must be one that this run would have written."""
-    if len(cells) > len(tokens) - 1:
-        raise UserError(f"cannot go on with {csv}: it has {len(cells)} rows, more than the {len(tokens) - 1} asked for")
-    nll_sum = 0.0
-    for number, (row, token) in enumerate(zip(cells, tokens[1:].tolist(), strict=False), start=1):
-        try:
-            nll_sum += (nll := float(row["nll"]))
-            right = int(row["input_length"]) == number and math.isfinite(nll)
-            right &= math.isclose(float(row["ppl"]), perplexity(nll), rel_tol=SLACK)
-            right &= math.isclose(float(row["overall_ppl"]), perplexity(nll_sum / number), rel_tol=SLACK)
-            int(row["kv_cache_bytes"]), float(row["latency"] or 0), float(row["cuda_vram_allocated"] or 0)
-            same = int(row["token"]) == token
-        except ValueError:
-            right = False
-        if not right:
-            raise UserError(f"cannot go on with {csv}: line {number + 1} is damaged; {ELSEWHERE}")
-        if not same:
-            raise UserError(f"cannot go on with {csv}: line {number + 1} is of another text; {ELSEWHERE}")
-    return nll_sum
+    if len(frame) > len(tokens) - 1:
+        raise UserError(f"cannot go on with {csv}: it has {len(frame)} rows, more than the {len(tokens) - 1} asked for")
+    rows = {name: frame[name].to_numpy() for name in BASE_COLUMNS}
+    number = np.arange(1, len(frame) + 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.cumsum(rows["nll"])
+        right = (rows["input_length"] == number) & np.isfinite(rows["nll"])
+        right &= np.isclose(rows["ppl"], np.exp(rows["nll"]), rtol=SLACK, atol=0)
+        right &= np.isclose(rows["overall_ppl"], np.exp(sums / number), rtol=SLACK, atol=0)
+        right &= np.isfinite(rows["kv_cache_bytes"]) & np.isfinite(rows["token"])
+    same = rows["token"] == tokens[1 : len(frame) + 1].numpy()
+    wrong = np.flatnonzero(~(right & same))
+    if len(wrong):
+        what = "is of another text" if right[wrong[0]] else "is damaged"
+        raise UserError(f"cannot go on with {csv}: line {wrong[0] + 2} {what}; {ELSEWHERE}")
+    return float(sums[-1])

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from functools import cache
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -12,62 +12,77 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinkbench.config import ModelSource, RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
-from sinkbench.models.loading import load_model, load_tokenizer, resolved_revision
+from sinkbench.models.loading import Checkpoint, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
-from sinkbench.runs.key import fingerprint, identified
+from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
-from sinkbench.runs.resume import resumed
+from sinkbench.runs.resume import close_session, resumed
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
-from sinkbench.strategies import Chosen, choose
+from sinkbench.strategies import Chosen
+from sinkbench.strategies.registry import chosen_by, file_stem
 
 Watch = Callable[[Steps, RunResult], None]
 
 
-def run(
-    options: RunOptions,
-    watch: Watch = lambda step, result: None,
-    load: Callable[[ModelSource], PreTrainedModel] = load_model,
-) -> RunResult:
-    """Carry out one run; ``watch`` is called after each written row. ``load`` gives the model when it is needed.
+def named(config: RunConfig) -> RunConfig:
+    """``config`` with a name for its files.
 
-    With ``options.resume`` a run that was broken off goes on behind its last row.
+    Raises:
+        UserError: there is no such strategy.
+    """
+    return config if config.name else config.but(name=file_stem(config, chosen_by(config)))
+
+
+def run(
+    config: RunConfig,
+    watch: Watch = lambda step, result: None,
+    load: Callable[[Checkpoint], PreTrainedModel] = load_model,
+    note: Callable[[str], None] = lambda line: None,
+) -> RunResult:
+    """Carry out one run.
+
+    With ``config.resume`` a run that was broken off goes on behind its last row.
+
+    Args:
+        watch: is called after each written row.
+        load: gives the model when it is needed.
+        note: is called with a line about something that does not end the run.
 
     Raises:
         UserError: whatever the user can mend; rows that are complete stay.
     """
-    chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
-    result = RunResult(options.experiment, options.csv)
-    with RowWriter(options.csv, options.overwrite, resume=options.resume) as writer, signals():
-        record, reason, error = _opening(options), FINISHED, None
+    config, chosen = named(config), chosen_by(config)
+    result = RunResult(config.experiment, config.csv)
+    with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
+        record, reason, error = opening(config, chosen), FINISHED, None
+        checkpoint = cache(lambda: locate(config.model))
         try:
-            stream = read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
-            if stream.exhausted and len(stream.tokens) - 1 < options.num_tokens:
+            stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
+            if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
                 reason = ENDED
-            record |= identified(options, chosen, stream.tokens)
-            if options.resume:
+            record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
+            if config.resume:
                 resumed(writer, record, stream.tokens, result)
                 if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
                     result.exit_reason = reason
                     return result  # it is complete, and so is its record
             if writer.rows < len(stream.tokens) - 1:
-                model = load(options.model)
-                _check_vocabulary(stream.tokens, model, options)
-                record |= _resolved(options, model, stream)
-                _write(
-                    _steps(options, model, chosen, stream.tokens, writer.rows),
-                    stream.tokens,
-                    writer,
-                    result,
-                    watch,
-                    record,
+                model = load(checkpoint())
+                _check_vocabulary(stream.tokens, model, config)
+                record |= _resolved(config, model, stream)
+                plan = chosen.plan(layer_sizes(model.config))
+                engine = choose_engine(
+                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, note)
                 )
+                steps = engine.run(plan, stream.tokens, writer.rows)
+                _write(steps, stream.tokens, writer, result, watch, record)
         except BaseException as caught:
             error = caught
         _close(record, result, writer, error, reason)
@@ -76,11 +91,14 @@ def run(
     return result
 
 
-def _steps(options: RunOptions, model: PreTrainedModel, chosen: Chosen, tokens: Tensor, start: int) -> Iterator[Steps]:
-    """The steps behind the first ``start`` ones."""
-    plan = chosen.plan(layer_sizes(model.config))
-    engine = choose_engine(model, plan, options.engine, options.cuda_graphs, options.chunk_size)
-    return engine.run(plan, tokens, start)
+def _noting(record: dict[str, Any], note: Callable[[str], None]) -> Callable[[str], None]:
+    """``note``, and the line on record."""
+
+    def noted(line: str) -> None:
+        record["notes"] = [*record.get("notes", []), line]
+        note(line)
+
+    return noted
 
 
 def _write(
@@ -114,33 +132,39 @@ def _write(
         result.latency = median(latencies) if latencies else None
 
 
-def _opening(options: RunOptions) -> dict[str, Any]:
-    return {
-        "experiment": options.experiment,
-        "engine": options.engine,
-        "options": asdict(options),
-        "command": ["sinkbench", *sys.argv[1:]],
-        "versions": versions(),
-        "device": device_name(),
+def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
+    """What a record says from the first row on."""
+    session = {
         "started": now(),
         "ended": None,
         "exit_reason": "running",
+        "device": device_name(config.device_map),
+        "versions": versions(),
+        "command": ["sinkbench", *sys.argv[1:]],
+    }
+    return {
+        "experiment": chosen.name,
+        "engine": config.engine,
+        "options": config.model_dump(mode="json"),
+        **session,
+        "sessions": [{**session, "first_row": 1, "rows": 0, "seconds": 0.0}],
     }
 
 
-def _resolved(options: RunOptions, model: PreTrainedModel, stream: Stream) -> dict[str, Any]:
+def _resolved(config: RunConfig, model: PreTrainedModel, stream: Stream) -> dict[str, Any]:
     return {
         "model": {
-            "name": options.model.name,
+            "name": config.model_name_or_path,
             "class": type(model).__name__,
             "revision": resolved_revision(model),
             "parameters": sum(p.numel() for p in model.parameters()),
             "attention": getattr(model.config, "_attn_implementation", None),
-            "random_weights": options.model.random_weights,
+            "random_weights": config.random_weights,
+            "context_length": getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
         },
         "dtype": str(model.dtype).removeprefix("torch."),
         "dataset": {
-            "name": options.source.name,
+            "name": config.dataset_name,
             "revision": stream.revision,
             "tokens": len(stream.tokens),
             "sha256": fingerprint(stream.tokens),
@@ -166,6 +190,7 @@ def _close(
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
+    close_session(record, result)
     if isinstance(error, UserError) and not result.rows:
         if writer.begun:
             writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
@@ -191,11 +216,11 @@ def failure(error: BaseException) -> str:
     return "failed: " + " ".join(f"{kind}{error}".split())
 
 
-def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, options: RunOptions) -> None:
+def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, config: RunConfig) -> None:
     size = model.get_input_embeddings().weight.shape[0]
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= size:
         raise UserError(
-            f"token id {low if low < 0 else high} in {options.source.name!r} is outside the vocabulary of "
-            f"{options.model.name!r} (0 to {size - 1}): the stream was tokenised for another model"
+            f"token id {low if low < 0 else high} in {config.dataset_name!r} is outside the vocabulary of "
+            f"{config.model_name_or_path!r} (0 to {size - 1}): the stream was tokenised for another model"
         )

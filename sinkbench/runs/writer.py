@@ -1,32 +1,28 @@
-"""What is written down: one row a predicted token, and everything needed to repeat the run."""
+"""The rows of a run, written as they come: one a predicted token."""
 
 import fcntl
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from io import FileIO
+from numbers import Integral
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self, TypeAlias
 
-from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
+from sinkbench.results.columns import BASE_COLUMNS, row_columns
+from sinkbench.results.rows import Damage, Rows, header_of, parse
 
-COLUMNS = ("input_length", "nll", "ppl", "overall_ppl", "cuda_vram_allocated", "latency", "kv_cache_bytes", "token")
+if TYPE_CHECKING:
+    from sinkbench.engines.step import Steps
+
+Value: TypeAlias = float | int | None
 
 
 def perplexity(mean_nll: float) -> float:
     """``exp(mean_nll)``; ``inf`` only where no float64 can hold it."""
     return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a file holds, read back: the cells of each complete row by column, and the bytes up to their end."""
-
-    cells: list[dict[str, str]]
-    size: int
 
 
 def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
@@ -43,36 +39,33 @@ def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
 
 def rows_of(data: bytes, columns: Sequence[str], path: Path) -> Rows:
     """As :func:`complete_rows`, of the bytes of a file that is, or will be, at ``path``."""
-    lines = data.split(b"\n")
-    lines.pop()  # nothing, or what was cut
-    if not lines:
-        return Rows([], 0)
-    if lines[0].decode(errors="replace").split(",") != list(columns):
-        raise UserError(f"cannot go on with {path}: its columns are not {', '.join(columns)}; give --overwrite")
-    cells = []
-    for number, line in enumerate(lines[1:], start=2):
-        values = line.decode(errors="replace").split(",")
-        if len(values) != len(columns):
-            raise UserError(f"cannot go on with {path}: line {number} is damaged; give --overwrite to begin anew")
-        cells.append(dict(zip(columns, values, strict=True)))
-    return Rows(cells, sum(len(line) + 1 for line in lines))
+    try:
+        header = header_of(data)
+        if header and header != list(columns):
+            raise UserError(f"cannot go on with {path}: its columns are not {', '.join(columns)}; give --overwrite")
+        return parse(data, columns)
+    except Damage as error:
+        what = str(error) if error.line is None else f"line {error.line} is damaged ({error.what})"
+        raise UserError(f"cannot go on with {path}: {what}; give --overwrite to begin anew") from error
 
 
 class RowWriter:
     """Writes steps to a CSV file, each row handed to the operating system when it is complete.
 
     So a process that is killed at any moment leaves every completed row behind. The file is locked: a second
-    process that writes to it is refused. ``more`` names columns behind the usual ones; with ``resume`` a file that
-    exists can be taken up.
+    process that writes to it is refused. ``more`` names columns behind those of every file; with ``resume`` a file
+    that exists can be taken up.
 
     Raises:
         UserError: the file exists and neither ``overwrite`` nor ``resume`` is set, is being written, or cannot be
             written.
+        ValueError: no measure is declared for one of ``more``.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, more: tuple[str, ...] = (), resume: bool = False) -> None:
+    def __init__(self, path: Path, overwrite: bool = False, more: Iterable[str] = (), resume: bool = False) -> None:
         self.path = path
-        self.columns = (*COLUMNS, *more)
+        self.columns = row_columns(more)
+        self._further = self.columns[len(BASE_COLUMNS) :]
         self.rows = 0
         self.nll_sum = 0.0
         self.latencies: list[float] = []  # of rows that were taken up
@@ -91,34 +84,51 @@ class RowWriter:
     def take_up(self, rows: Rows, nll_sum: float) -> None:
         """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
         self._file.truncate(rows.size)
-        self._size, self.rows, self.nll_sum = rows.size, len(rows.cells), nll_sum
-        self.latencies = [float(cells["latency"]) for cells in rows.cells if cells["latency"]]
+        self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
+        self.latencies = rows.frame["latency"].dropna().tolist()
 
-    def write(self, steps: Steps, predicted: Sequence[int], more: Sequence[float | None] = ()) -> None:
+    def write(
+        self, steps: "Steps", predicted: Sequence[int], more: Mapping[str, Sequence[Value]] | Sequence[Value] = ()
+    ) -> None:
         """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict.
 
-        ``more`` are the values of the further columns, the same in all these rows; ``None`` leaves one empty.
+        ``more`` are the further columns by name, a value a row, or one value for each column, the same in all these
+        rows; ``None``, and a column that is not there, leaves a cell empty.
 
         Raises:
             UserError: the disk is full, or the like; the file then ends with its last complete row.
+            ValueError: ``more`` has a column that this file has not, or not as many values as there are rows.
         """
         vram = "" if steps.vram is None else repr(steps.vram)
         latency = "" if steps.latency is None else repr(steps.latency)
-        behind = "".join("," if value is None else f",{value!r}" for value in more)
+        behind = self._behind(more, len(steps.nll))
         lines = []
         if not self.begun:
             self.begin()
         if not self.rows:
             lines.append(",".join(self.columns) + "\n")
         rows, nll_sum = self.rows, self.nll_sum
-        for nll, token, held in zip(steps.nll, predicted, steps.kv_cache_bytes, strict=True):
+        for nll, token, held, last in zip(steps.nll, predicted, steps.kv_cache_bytes, behind, strict=True):
             rows += 1
             nll_sum += nll
             costs = f"{vram},{latency},{held}"
             numbers = f"{nll!r},{perplexity(nll)!r},{perplexity(nll_sum / rows)!r}"
-            lines.append(f"{rows},{numbers},{costs},{token}{behind}\n")
+            lines.append(f"{rows},{numbers},{costs},{token}{last}\n")
         self._append("".join(lines).encode())
         self.rows, self.nll_sum = rows, nll_sum
+
+    def _behind(self, more: Mapping[str, Sequence[Value]] | Sequence[Value], rows: int) -> list[str]:
+        """What each of these ``rows`` ends with: the cells of the further columns, a comma before each."""
+        if not self._further and not more:
+            return [""] * rows
+        if not isinstance(more, Mapping):
+            more = {name: [value] * rows for name, value in zip(self._further, more, strict=True)}
+        unknown = sorted(set(more) - set(self._further))
+        if unknown:
+            raise ValueError(f"{self.path} has no column {', '.join(unknown)}")
+        none = [None] * rows
+        columns = [[_cell(value) for value in more.get(name, none)] for name in self._further]
+        return ["".join(f",{cell}" for cell in cells) for cells in zip(*columns, strict=True)]
 
     def _append(self, data: bytes) -> None:
         left = memoryview(data)
@@ -155,6 +165,12 @@ class RowWriter:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _cell(value: Value) -> str:
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 
 def _open(path: Path, replacing: bool) -> FileIO:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sinkbench.config import StrategyConfig
 from sinkbench.errors import UserError
 from sinkbench.strategies.base import Strategy
 from sinkbench.strategies.formats import Format
@@ -144,6 +145,30 @@ def choose(
     return Chosen(found, strategy, window, chosen, parse_format(kv_format))
 
 
+def chosen_by(config: StrategyConfig) -> Chosen:
+    """The strategy that a configuration asks for.
+
+    Raises:
+        UserError: as :func:`choose`.
+    """
+    return choose(
+        config.experiment,
+        config.window_size,
+        config.attention_sink_size,
+        config.set,
+        config.positions,
+        config.kv_format,
+    )
+
+
+def file_stem(config: StrategyConfig, chosen: Chosen) -> str:
+    """What the files of a run are called: as the strategy, and the parameters that differ from its defaults."""
+    changes = chosen.changes
+    named = [f"{name}_{changes[name]}" for name in config.set if name in changes]
+    named += [str(changes[name]) for name in ("positions", "kv_format") if name in changes]
+    return "-".join([chosen.name, *(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in named)])
+
+
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """``name=value`` pairs of ``--set``; a value is read as TOML where it is such, and is a text otherwise.
 
@@ -184,6 +209,14 @@ def find(experiment: str) -> Found:
         f"--experiment {shown(experiment)} is no strategy{nearest(experiment, known)}; "
         "one of your own is path/to/file.py:ClassName (sinkbench strategies lists all)"
     )
+
+
+def source_of(experiment: str) -> bytes | None:
+    """The source of a strategy from a file, so that it can travel; ``None`` of one that has a name."""
+    path, colon, _ = experiment.rpartition(":")
+    if experiment in BUILTIN or not colon or not Path(path).expanduser().is_file():
+        return None
+    return Path(path).expanduser().read_bytes()
 
 
 def available() -> list[Found]:

@@ -16,13 +16,14 @@ import torch
 
 from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.chunks import CHUNKS
 from sinkbench.engines.head import SLICE_BYTES
 from sinkbench.engines.parallel import COMPILE_FROM
-from sinkbench.models.loading import DTYPES
+from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
-from sinkbench.strategies import LayerPlan, Plan, choose
+from sinkbench.strategies import LayerPlan, Plan
+from sinkbench.strategies.registry import chosen_by
 
 # Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
 # one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
@@ -67,23 +68,23 @@ class Estimate:
     seconds: float
 
 
-def device_for(options: RunOptions, shape: ModelSizes) -> Device:
+def device_for(options: RunConfig, shape: ModelSizes) -> Device:
     """The device that ``options`` would run on, measured for about a second the first time."""
-    kind = "cuda" if torch.cuda.is_available() and options.model.device_map != "cpu" else "cpu"
+    kind = "cuda" if torch.cuda.is_available() and options.device_map != "cpu" else "cpu"
     free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
     dtype = dtype_of(options, shape, kind)
     return Device(kind, free, bandwidth(kind, dtype), matrix_rate(kind, dtype))
 
 
-def dtype_of(options: RunOptions, shape: ModelSizes, kind: str) -> torch.dtype:
+def dtype_of(options: RunConfig, shape: ModelSizes, kind: str) -> torch.dtype:
     """The type of the weights: ``auto`` is float32 on a CPU and the checkpoint's own on CUDA."""
-    name = options.model.dtype
+    name = options.dtype
     if name == "auto":
         name = "float32" if kind == "cpu" else shape.dtype
-    return DTYPES[name]
+    return TORCH_DTYPES[name]
 
 
-def estimate(options: RunOptions, shape: ModelSizes, device: Device) -> Estimate:
+def estimate(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
     """What ``options`` will need on ``device`` with a model of this shape.
 
     The CUDA context (about half a GiB) comes on top of the memory.
@@ -96,7 +97,7 @@ def estimate(options: RunOptions, shape: ModelSizes, device: Device) -> Estimate
 
 @dataclass(frozen=True)
 class _Run:
-    options: RunOptions
+    options: RunConfig
     shape: ModelSizes
     device: Device
 
@@ -114,8 +115,7 @@ class _Run:
 
     @cached_property
     def plan(self) -> Plan:
-        sizes = self.options.window_size, self.options.attention_sink_size
-        return choose(self.options.experiment, *sizes).plan(self.shape.layer_sizes())
+        return chosen_by(self.options).plan(self.shape.layer_sizes())
 
     @property
     def is_parallel(self) -> bool:
@@ -140,7 +140,7 @@ class _Run:
 
     def stored(self, weights: int) -> int:
         """Bytes of weights of layers, quantised or not."""
-        return round(weights * QUANTISED.get(self.options.model.quantization or "", self.itemsize))
+        return round(weights * QUANTISED.get(self.options.quantization or "", self.itemsize))
 
     @property
     def weights(self) -> int:

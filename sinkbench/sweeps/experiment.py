@@ -1,27 +1,57 @@
 """Experiment files: TOML that gives the options of ``sinkbench run``, and the matrix of runs that its lists span.
 
-A file is a flat table of options, words joined by ``-`` or ``_``. Each of :data:`sinkbench.config.AXES` may be a list:
-the file then stands for all combinations. A table ``[shape]``, or ``[shape."model"]`` for each of several, has the
-sizes of a model, so that its cost can be estimated without it (:mod:`sinkbench.sweeps.estimate`).
+A file is a flat table of options, words joined by ``-`` or ``_``. Those that :data:`AXES` names may be lists: the file
+then stands for all combinations. An entry of ``experiment`` may be a table, ``{ name = "random", seed = 3 }``, with
+parameters of the strategy, its ``positions`` and its ``kv_format``. A table ``[set]`` gives parameters to all
+strategies of the file that have them. A table ``[shape]``, or ``[shape."model"]`` for each of several, has the sizes of
+a model, so that its cost can be estimated without it (:mod:`sinkbench.sweeps.estimate`).
 """
 
 import json
 import re
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from sinkbench.config import Options
+from pydantic import BaseModel, Field, create_model
+
+from sinkbench.config import Option, RunConfig, options_of
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
-from sinkbench.strategies import choose
-from sinkbench.validation import checked, nearest, shown
+from sinkbench.strategies.registry import chosen_by, file_stem, find
+from sinkbench.validation import Axis, Text, checked, nearest, shown
 
-if TYPE_CHECKING:
-    from sinkbench.config import RunOptions
+
+def axes_of(config: type[BaseModel]) -> tuple[str, ...]:
+    """The options that may be lists in a file."""
+    return tuple(name for name, option in options_of(config).items() if option.axis)
+
+
+def listed(config: type[BaseModel]) -> type[BaseModel]:
+    """``config`` as a file gives it: the same fields, of which an axis is a list of values."""
+    fields: dict[str, Any] = {}
+    for name, option in options_of(config).items():
+        field = config.model_fields[name]
+        default = field.get_default(call_default_factory=True)
+        said = [part for part in field.metadata if not isinstance(part, Option)]
+        kind: Any = Annotated[(field.annotation, *said)] if said else field.annotation  # type: ignore[name-defined]
+        if option.axis:
+            kind, default = Axis[kind], [default]
+        fields[name] = (kind, Field(default=default, strict=field_strict(field)))
+    fields["experiment"] = (Axis[Text | dict[str, Any]], Field(default=fields["experiment"][1].default))
+    return create_model("Listed" + config.__name__, __config__=config.model_config, **fields)
+
+
+def field_strict(field: Any) -> bool | None:
+    """Whether a field is declared strict, or not; ``None`` where it follows its model."""
+    return next((x.strict for x in field.metadata if hasattr(x, "strict")), None)
+
+
+AXES = axes_of(RunConfig)
+Listed: Any = listed(RunConfig)
 
 
 @dataclass(frozen=True)
@@ -29,95 +59,93 @@ class Experiments:
     """What a file asks for.
 
     Attributes:
+        options: its options, as :data:`Listed` has them.
         shapes: sizes of models, by name, of those whose sizes the file has.
     """
 
     path: Path
-    options: Options
+    options: Any
     shapes: dict[str, ModelSizes]
 
-    def cells(self) -> list["RunOptions"]:
-        """All runs, those of one model together; a strategy that ignores a size runs once over that size's values.
+    def into(self, folder: Path) -> "Experiments":
+        """The same with results in another folder."""
+        return replace(self, options=self.options.model_copy(update={"output_dir": folder}))
+
+    def cells(self) -> list[RunConfig]:
+        """All runs, those of one model together; of those that come to the same, the first.
 
         The runs of one model, dataset and dtype lie in one folder: ``output_dir``, or folders in it named after those
         of the three that vary.
         """
         o = self.options
         groups = product(o.model_name_or_path, o.dtype, o.dataset_name)
-        return [self._run(*group, *sizes) for group in groups for sizes in self._strategies()]
+        return [
+            kept.but(
+                model_name_or_path=model,
+                dtype=dtype,
+                dataset_name=dataset,
+                output_dir=self._folder(model, dataset, dtype),
+            )
+            for model, dtype, dataset in groups
+            for kept in self._strategies()
+        ]
 
-    def shape(self, cell: "RunOptions") -> ModelSizes:
-        """The shape of a cell's model: the file's, or else that of the model's configuration.
+    def shape(self, cell: RunConfig) -> ModelSizes:
+        """The sizes of a cell's model: the file's, or else those of the model's configuration.
 
         Raises:
             UserError: the file has none, and the configuration cannot be had.
         """
-        return self.shapes.get(cell.model.name) or read_sizes(cell.model)
+        from sinkbench.models.loading import locate
 
-    def _strategies(self) -> list[tuple[str, int, int]]:
-        """Experiments with their sizes, the first of those that come to the same."""
+        return self.shapes.get(cell.model_name_or_path) or read_sizes(locate(cell.model))
+
+    def _strategies(self) -> list[RunConfig]:
+        """One configuration for each strategy and its sizes, named after what varies."""
+        distinct: dict[str, RunConfig] = {}
+        for config in self._combinations():
+            distinct.setdefault(_identity(config), config)
+        return [config.but(name=self._stem(config)) for config in distinct.values()]
+
+    def _combinations(self) -> Iterator[RunConfig]:
         o = self.options
-        distinct: dict[str, tuple[str, int, int]] = {}
-        for sizes in product(o.experiment, o.window_size, o.attention_sink_size):
-            distinct.setdefault(_identity(*sizes), sizes)
-        return list(distinct.values())
-
-    def _run(self, model: str, dtype: str, dataset: str, experiment: str, window: int, sinks: int) -> "RunOptions":
-        from sinkbench.config import ModelSource, RunOptions, Source
-
-        o = self.options
-        bits = "4bit" if o.load_in_4bit else "8bit" if o.load_in_8bit else None
-        return RunOptions(
-            experiment=experiment,
-            model=ModelSource(
-                name=model,
-                revision=o.revision,
-                trust_remote_code=o.trust_remote_code,
-                dtype=dtype,
-                device_map=o.device_map,
-                random_weights=o.random_weights,
-                quantization=bits,
-                allow_pickle=o.allow_pickle,
-            ),
-            source=Source(
-                name=dataset,
-                column=o.data_column,
-                task=o.task,
-                split=o.split,
-                samples=o.num_samples,
-                revision=o.dataset_revision,
-                streaming=o.streaming,
-            ),
-            num_tokens=o.num_tokens,
-            window_size=window,
-            attention_sink_size=sinks,
-            engine=o.engine,
-            chunk_size=o.chunk_size,
-            cuda_graphs=o.cuda_graphs,
-            output_dir=self._folder(model, dataset, dtype),
-            overwrite=o.overwrite,
-            resume=o.resume,
-            name=self._stem(experiment, window, sinks),
-        )
+        alone = {name: getattr(o, name) for name in options_of(RunConfig) if name not in AXES}
+        for entry, positions, stored, window, sinks in product(
+            o.experiment, o.positions, o.kv_format, o.window_size, o.attention_sink_size
+        ):
+            asked = {"positions": positions, "kv_format": stored} | _entry(entry, o.set)
+            given = {"window_size": window, "attention_sink_size": sinks, **asked}
+            yield checked(RunConfig, {**alone, **given}, lambda key: f"{key}: " if key else "")
 
     def _folder(self, model: str, dataset: str, dtype: str) -> Path:
         o = self.options
         axes = ((model, o.model_name_or_path), (dataset, o.dataset_name), (dtype, o.dtype))
         return Path(o.output_dir, *(slugs(values)[value] for value, values in axes if len(values) > 1))
 
-    def _stem(self, experiment: str, window: int, sinks: int) -> str:
-        """The experiment, and those of the sizes that make a difference to it here."""
-        o = self.options
-        stem = experiment
-        if len({_identity(experiment, w, sinks) for w in o.window_size}) > 1:
-            stem += f"-window_{window}"
-        if len({_identity(experiment, window, s) for s in o.attention_sink_size}) > 1:
-            stem += f"-sinks_{sinks}"
+    def _stem(self, config: RunConfig) -> str:
+        """The strategy, its parameters, and those of the sizes that make a difference to it here."""
+        o, stem = self.options, file_stem(config, chosen_by(config))
+        for name, short in (("window_size", "window"), ("attention_sink_size", "sinks")):
+            if len({_identity(config.but(**{name: value})) for value in getattr(o, name)}) > 1:
+                stem += f"-{short}_{getattr(config, name)}"
         return stem
 
 
-def _identity(experiment: str, window: int, sinks: int) -> str:
-    return json.dumps(choose(experiment, window, sinks).identity, sort_keys=True)
+def _entry(entry: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """The options that an entry of ``experiment`` gives; ``common`` are the parameters that all may have."""
+    table = {"name": entry} if isinstance(entry, str) else dict(entry)
+    name = table.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(
+            f'experiment: a table must have a name, as {{ name = "random", seed = 3 }} (got {shown(entry)})'
+        )
+    own = {key: table.pop(key) for key in ("positions", "kv_format") if key in table}
+    known = find(name).kind.model_fields
+    return {"experiment": name, "set": {k: v for k, v in common.items() if k in known} | table, **own}
+
+
+def _identity(config: RunConfig) -> str:
+    return json.dumps(chosen_by(config).identity, sort_keys=True)
 
 
 def read(path: Path) -> Experiments:
@@ -128,18 +156,17 @@ def read(path: Path) -> Experiments:
     """
     table = _table(path)
     shapes = table.pop("shape", {})
-    options = checked(Options, table, f"{path}: ")
-    if options.load_in_4bit and options.load_in_8bit:
-        raise UserError(f"{path}: load_in_4bit and load_in_8bit exclude each other: leave one out")
-    for experiment, window, sinks in product(options.experiment, options.window_size, options.attention_sink_size):
-        try:
-            choose(experiment, window, sinks)
-        except UserError as error:
-            raise UserError(
-                f"{path}: attention_sink_size: must be less than window_size (got {sinks} with window_size {window}, "
-                f"experiment {experiment})"
-            ) from error
-    return Experiments(path, options, _shapes(path, shapes, options.model_name_or_path))
+    options = _checked(path, table)
+    try:
+        entries = [find(_entry(entry, {})["experiment"]).kind.model_fields for entry in options.experiment]
+        unused = [name for name in options.set if not any(name in known for known in entries)]
+        if unused:
+            raise UserError(f"set.{unused[0]}: is no parameter of any strategy of this file")
+        found = Experiments(path, options, _shapes(path, shapes, options.model_name_or_path))
+        found.cells()
+    except UserError as error:
+        raise error if str(error).startswith(str(path)) else UserError(f"{path}: {in_file(error)}") from error
+    return found
 
 
 def read_options(path: Path) -> dict[str, Any]:
@@ -150,8 +177,23 @@ def read_options(path: Path) -> dict[str, Any]:
     """
     table = _table(path)
     table.pop("shape", None)
-    given = checked(Options, table, f"{path}: ").model_dump(exclude_unset=True)
-    return {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in given.items()}
+    given = _checked(path, table).model_dump(exclude_unset=True)
+    found = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in given.items()}
+    if isinstance(found.get("experiment"), dict):
+        found |= _entry(found["experiment"], found.get("set", {}))
+    return found
+
+
+def in_file(error: UserError) -> str:
+    """A message that names options as the command line has them, with the keys that a file has for them."""
+    return re.sub(r"--([a-z][a-z0-9-]*)", lambda option: option[1].replace("-", "_"), str(error))
+
+
+def _checked(path: Path, table: dict[str, Any]) -> Any:
+    try:
+        return checked(Listed, table, lambda key: f"{path}: {key}: " if key else f"{path}: ", AXES)
+    except UserError as error:
+        raise UserError(in_file(error)) from error
 
 
 def slugs(names: Sequence[str]) -> dict[str, str]:
@@ -188,8 +230,12 @@ def _shapes(path: Path, tables: Any, models: list[str]) -> dict[str, ModelSizes]
     if not any(isinstance(value, dict) for value in tables.values()):
         if tables and len(models) > 1:
             raise UserError(f'{path}: shape: must be a table for each model, as [shape."{models[0]}"]')
-        return {models[0]: checked(ModelSizes, tables, f"{path}: shape.")} if tables else {}
+        return {models[0]: checked(ModelSizes, tables, lambda key: f"{path}: shape.{key}: ")} if tables else {}
     for name in tables:
         if name not in models:
             raise UserError(f"{path}: shape: {name!r} is no model of this file{nearest(name, models)}")
-    return {name: checked(ModelSizes, table, f"{path}: shape.{json.dumps(name)}.") for name, table in tables.items()}
+    return {name: _sizes(path, name, table) for name, table in tables.items()}
+
+
+def _sizes(path: Path, model: str, table: Any) -> ModelSizes:
+    return checked(ModelSizes, table, lambda key: f"{path}: shape.{json.dumps(model)}.{key}: ")

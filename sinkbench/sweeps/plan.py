@@ -1,19 +1,20 @@
 """A sweep: the cells of an experiment file, told apart by what determines their results, carried out and on record."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sinkbench.config import ModelSource, RunOptions
+from sinkbench.config import ModelSource, RunConfig, Source
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
-from sinkbench.models.loading import load_tokenizer
-from sinkbench.runs.key import identified, weights
+from sinkbench.models.loading import load_tokenizer, locate
+from sinkbench.results.rows import complete_rows_in
+from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
-from sinkbench.strategies import choose
+from sinkbench.strategies.registry import chosen_by
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try
 
@@ -28,7 +29,7 @@ class Cell:
         skipped: whether ``result`` was there before.
     """
 
-    options: RunOptions
+    options: RunConfig
     identity: dict[str, Any]
     result: RunResult | None = None
     skipped: bool = False
@@ -38,52 +39,64 @@ class Cell:
         return self.result is not None and self.result.exit_reason.startswith("failed")
 
 
-def planned(cells: Sequence[RunOptions], folder: Path) -> list[Cell]:
+def planned(cells: Sequence[RunConfig], folder: Path, devices: Collection[str]) -> list[Cell]:
     """Every cell, with the result that ``folder`` already holds of it, under whatever name.
 
-    A cell whose model or text cannot be had now cannot be told apart; it is left to its turn, and to its retries.
+    A result counts where its key is that of the cell, and its device one of ``devices``: what ran out of memory, or
+    was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be told from others;
+    it is left to its turn, and to its retries.
     """
     known = finished_in(folder)
-    texts, models = _once(_tokens), _once(weights)
+    find = _Found()
     plan = []
-    for options in cells:
-        chosen = choose(options.experiment, options.window_size, options.attention_sink_size)
+    for config in cells:
         try:
-            stream = texts(replace(options, experiment="", output_dir=Path(), name=None))
-            identity = identified(options, chosen, stream.tokens, models(options.model))
+            identity = find.identity(config)
         except UserError:
-            plan.append(Cell(options, {}))
+            plan.append(Cell(config, {}))
             continue
-        found = None if options.overwrite else known.get(identity["key"])
-        plan.append(Cell(options, identity, found, skipped=found is not None))
+        there = [result for device, result in known.get(identity["key"], []) if device in devices]
+        result = None if config.overwrite or not there else there[-1]
+        plan.append(Cell(config, identity, result, skipped=result is not None))
     return plan
 
 
-def _tokens(options: RunOptions) -> Stream:
-    return read_stream(options.source, options.num_tokens + 1, lambda: load_tokenizer(options.model))
+class _Found:
+    """Models and texts that several cells share, each looked for once; an error is raised each time."""
+
+    def __init__(self) -> None:
+        self.checkpoint = _once(locate)
+        self.weights = _once(lambda source: weights_of(self.checkpoint(source)))
+        self.stream = _once(self._read)
+
+    def identity(self, config: RunConfig) -> dict[str, Any]:
+        stream = self.stream((config.model, config.source, config.num_tokens))
+        return identified(config, chosen_by(config), stream.tokens, self.weights(config.model))
+
+    def _read(self, wanted: tuple[ModelSource, Source, int]) -> Stream:
+        model, source, count = wanted
+        return read_stream(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
 
 
 def _once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``work``, done once for each argument; what a user can mend is told each time."""
     known: dict[Any, Any] = {}
 
     def answer(argument: Any) -> Any:
-        key = argument if isinstance(argument, ModelSource) else (argument.model, argument.source, argument.num_tokens)
-        if key not in known:
+        if argument not in known:
             try:
-                known[key] = work(argument)
+                known[argument] = work(argument)
             except UserError as error:
-                known[key] = error
-        if isinstance(known[key], UserError):
-            raise known[key]
-        return known[key]
+                known[argument] = error
+        if isinstance(known[argument], UserError):
+            raise known[argument]
+        return known[argument]
 
     return answer
 
 
-def finished_in(folder: Path) -> dict[str, RunResult]:
-    """Results in ``folder`` and below by what determines them, those whose rows are all there."""
-    found = {}
+def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
+    """Results in ``folder`` and below whose rows are all there: by key, the device and the result of each."""
+    found: dict[str, list[tuple[str, RunResult]]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -91,8 +104,8 @@ def finished_in(folder: Path) -> dict[str, RunResult]:
             continue
         if isinstance(record, dict) and record.get("exit_reason") in RESULTS and isinstance(record.get("key"), str):
             result = _result(path.with_suffix(".csv"), record)
-            if _rows_in(result.csv) == result.rows:
-                found[record["key"]] = result
+            if complete_rows_in(result.csv) == result.rows:
+                found.setdefault(record["key"], []).append((str(record.get("device")), result))
     return found
 
 
@@ -112,16 +125,8 @@ def _result(csv: Path, record: dict[str, Any]) -> RunResult:
     )
 
 
-def _rows_in(csv: Path) -> int:
-    try:
-        with csv.open("rb") as file:
-            return max(0, sum(block.count(b"\n") for block in iter(lambda: file.read(2**20), b"")) - 1)
-    except OSError:
-        return 0
-
-
 Launch = Callable[
-    [Sequence[RunOptions], int, Callable[[int], None], Callable[[int, RunResult], None]],
+    [Sequence[RunConfig], int, Callable[[int], None], Callable[[int, RunResult], None]],
     None,
 ]
 
@@ -143,7 +148,7 @@ def sweep(
             _tell(cell)
         finished(cell)
 
-    cells = [replace(cell.options, resume=not cell.options.overwrite) for cell in waiting]
+    cells = [cell.options.but(resume=not cell.options.overwrite) for cell in waiting]
     if cells:
         launch(cells, retries, lambda index: started(waiting[index]), ended)
 
@@ -155,5 +160,5 @@ def _tell(cell: Cell) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         options = cell.options
-        about = {"experiment": options.experiment, "engine": options.engine, "options": vars(options)}
+        about = {"experiment": options.experiment, "engine": options.engine, "options": options.model_dump(mode="json")}
         write_json(path, {**about, **cell.identity, "ended": now(), "exit_reason": cell.result.exit_reason, "rows": 0})

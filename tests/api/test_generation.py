@@ -16,7 +16,8 @@ from sinkbench.api.decoding import Detokenizer, Sampling, Session, speak
 from sinkbench.errors import UserError
 from sinkbench.metrics import fluency
 from sinkbench.metrics.fluency import NonWords, Repetition, words_of
-from sinkbench.results import reading as results
+from sinkbench.results.columns import SEED_COLUMNS
+from sinkbench.results.reading import read_csv, read_runs
 
 TEMPLATE = (
     "{% for m in messages %}<user> {{ m['content'] }} <end> {% endfor %}{% if add_generation_prompt %}<bot> {% endif %}"
@@ -171,7 +172,7 @@ def test_non_words_are_words_that_the_vocabulary_lacks():
 def test_plot_draws_generated_text(write, tmp_path, here):
     for experiment in ("attention_sinks", "windowed"):
         assert write("--experiment", experiment, "--max-new-tokens", "30")[0] == 0
-    assert list(results.read_results(tmp_path)) == ["windowed", "attention_sinks"]
+    assert list(read_runs(tmp_path)) == ["windowed", "attention_sinks"]
     status, *_ = here(
         *("plot", "--output-dir", str(tmp_path), "--skip-first", "3", "--log-perplexity-limit", "0"),
         *("--features", "fluency", "repetition", "perplexity"),
@@ -180,8 +181,8 @@ def test_plot_draws_generated_text(write, tmp_path, here):
 
 
 def test_results_of_runs_have_no_fluency(tmp_path):
-    (tmp_path / "windowed.csv").write_text(f"{','.join(results.REQUIRED)}\n1,2,3,4,,5\n")
-    assert results.read_results(tmp_path)["windowed"].fresh_nll.isna().all()
+    (tmp_path / "windowed.csv").write_text(f"{','.join(SEED_COLUMNS)}\n1,2,3,4,,5\n")
+    assert read_csv(tmp_path / "windowed.csv").fresh_nll.isna().all()
 
 
 def test_errors_of_generate_are_one_line(write, tmp_path):
@@ -194,15 +195,15 @@ def test_errors_of_generate_are_one_line(write, tmp_path):
 
 def test_an_interrupted_text_keeps_its_rows(folder, tmp_path, monkeypatch):
     from sinkbench.api import generation
-    from sinkbench.config import ModelSource
+    from sinkbench.config import GenerateConfig
 
     def stop(text, shown=[]):  # noqa: B006
         shown.append(text)
         if len(shown) > 20:
             raise generation.Interrupted(2)
 
-    options = generation.GenerateOptions(
-        model=ModelSource(str(folder), dtype="float32"), prompt="w9", window_size=16, output_dir=tmp_path
+    options = GenerateConfig(
+        model_name_or_path=str(folder), dtype="float32", prompt="w9", window_size=16, output_dir=tmp_path
     )
     written = generation.generate(options, stop)
     assert written.interrupted

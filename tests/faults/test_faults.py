@@ -17,7 +17,7 @@ import torch
 from golden import GOLDEN, golden_options
 from processes import await_rows, begun, ended, kill, running, size, stream_of
 
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.runs import run as runs
@@ -112,11 +112,13 @@ def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, 
         raise RuntimeError("cable pulled")
 
     monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=failing))
-    from sinkbench.config import ModelSource, Source
 
     folder = GOLDEN / "llama"
-    options = RunOptions(
-        model=ModelSource(str(folder)), source=Source(str(folder / "tokens.jsonl"), "input_ids"), output_dir=tmp_path
+    options = RunConfig(
+        model_name_or_path=str(folder),
+        dataset_name=str(folder / "tokens.jsonl"),
+        data_column="input_ids",
+        output_dir=tmp_path,
     )
     with pytest.raises(RuntimeError):
         runs.run(options)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sinkbench.config import ModelSource
 from sinkbench.models import gguf as unpacked
-from sinkbench.models.loading import load_model
+from sinkbench.models.loading import load_model, locate
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PROJECTION = "model.layers.1.mlp.up_proj.weight"
@@ -193,7 +193,7 @@ def test_buffers_of_older_code_are_no_obstacle(folder, run):
 def test_a_tied_output_layer_is_not_missing(folder):
     rewrite(folder, lambda weights: weights.pop("lm_head.weight"))
     configure(folder, tie_word_embeddings=True)
-    model = load_model(ModelSource(str(folder)))
+    model = load_model(locate(ModelSource(str(folder))))
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 

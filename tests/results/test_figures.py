@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 from sinkbench.cli import app, spelled
 from sinkbench.errors import UserError
 from sinkbench.results import figures
-from sinkbench.results import reading as results
-from sinkbench.runs.writer import COLUMNS
+from sinkbench.results.axes import DASHES
+from sinkbench.results.columns import SEED_COLUMNS, known_columns
+from sinkbench.results.looks import OWN
+from sinkbench.results.reading import read_csv, read_runs
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "llama_2_7b"
-HEADER = ",".join([*results.REQUIRED, "kv_cache_bytes"])
+HEADER = ",".join([*SEED_COLUMNS, "kv_cache_bytes"])
 
 
 def run(n=400, mean=2.0, latency=0.05, vram=np.nan, kv=1024.0, overall=None):
@@ -27,6 +29,10 @@ def run(n=400, mean=2.0, latency=0.05, vram=np.nan, kv=1024.0, overall=None):
     if overall is not None:
         frame["overall_ppl"] = overall
     return pd.DataFrame(frame)
+
+
+def rows_in(folder):
+    return {name: run.frame for name, run in read_runs(folder).items()}
 
 
 def curve(figure: Figure, label: str, axis=0):
@@ -41,7 +47,7 @@ def legend_texts(figure: Figure):
 
 @pytest.fixture
 def reference():
-    return results.read_results(REFERENCE)
+    return rows_in(REFERENCE)
 
 
 @pytest.fixture
@@ -57,14 +63,9 @@ def write(tmp_path):
 # reading
 
 
-def test_required_columns_are_the_first_that_a_run_writes():
-    assert COLUMNS[: len(results.REQUIRED)] == results.REQUIRED
-    assert set(results.OPTIONAL) <= set(COLUMNS)
-
-
 def test_columns_that_are_not_known_are_ignored(write):
-    frame = results.read_csv(write(f"{HEADER},note\n1,2,3,4,,,5,good\n"))
-    assert list(frame) == [*results.REQUIRED, *results.OPTIONAL]
+    frame = read_csv(write(f"{HEADER},note\n1,2,3,4,,,5,good\n"))
+    assert list(frame) == list(known_columns())
 
 
 def test_reference_results_are_read_in_the_fixed_order(reference):
@@ -77,30 +78,28 @@ def test_reference_results_are_read_in_the_fixed_order(reference):
 def test_other_experiments_come_last_alphabetically_and_hidden_files_not_at_all(write, tmp_path):
     for name in ("zeta", "recompute", "alpha", "attention_sinks", "._windowed"):
         write(f"{HEADER}\n1,2,3,4,,,5\n", name)
-    assert list(results.read_results(tmp_path)) == ["attention_sinks", "recompute", "alpha", "zeta"]
+    assert list(read_runs(tmp_path)) == ["attention_sinks", "recompute", "alpha", "zeta"]
 
 
 def test_own_results_with_empty_columns_are_read(write):
-    frame = results.read_csv(write(f"{HEADER}\n1,2.5,12.18,12.18,,,46080\n2,2.5,12.18,12.18,,,92160\n"))
+    frame = read_csv(write(f"{HEADER}\n1,2.5,12.18,12.18,,,46080\n2,2.5,12.18,12.18,,,92160\n"))
     assert frame["cuda_vram_allocated"].isna().all() and frame["latency"].isna().all()
     assert frame["kv_cache_bytes"].tolist() == [46080, 92160]
     assert set(frame.dtypes) == {np.dtype("float64")}
 
 
 def test_inf_in_ppl_is_read(write):
-    frame = results.read_csv(
-        write(f"{HEADER[: HEADER.rindex(',')]}\n1,800.0,inf,inf,12.5,0.1\n2,1.0,2.7,inf,12.5,0.1\n")
-    )
+    frame = read_csv(write(f"{HEADER[: HEADER.rindex(',')]}\n1,800.0,inf,inf,12.5,0.1\n2,1.0,2.7,inf,12.5,0.1\n"))
     assert frame["ppl"].tolist() == [np.inf, 2.7]
 
 
 @pytest.mark.parametrize("rest", ["3,2.5,12.1", "3", "3,2.5,12.18,12.18,,,13", "3,2.5\n", "3,2.5,12.18,12.18,,,1382"])
 def test_a_last_line_that_was_cut_is_not_read(write, rest):
-    assert len(results.read_csv(write(f"{HEADER}\n1,2.5,12.18,12.18,,,46080\n2,2.5,12.18,12.18,,,92160\n{rest}"))) == 2
+    assert len(read_csv(write(f"{HEADER}\n1,2.5,12.18,12.18,,,46080\n2,2.5,12.18,12.18,,,92160\n{rest}"))) == 2
 
 
 def test_windows_line_ends_and_byte_order_marks_are_read(write):
-    assert len(results.read_csv(write(f"\ufeff{HEADER}\r\n1,2,3,4,,,5\r\n2,2,3,4,,,5\r\n3,2"))) == 2
+    assert len(read_csv(write(f"\ufeff{HEADER}\r\n1,2,3,4,,,5\r\n2,2,3,4,,,5\r\n3,2"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -116,29 +115,29 @@ def test_windows_line_ends_and_byte_order_marks_are_read(write):
         (f"{HEADER}\n1,2,3,4\n2,2,3,4,,,5\n", "line 2, has 4 values, not 7"),
         (f"{HEADER}\n1,2,3,4,,,5,6\n", "line 2, has 8 values, not 7"),
         (f"{HEADER}\n1,True,3,4,,,5\n", "has 'True' as its nll"),
-        (f'{HEADER}\n"1,2,3,4,,,5\n', "not a CSV|line 2"),
-        (f"{HEADER},nll\n1,2,3,4,,,5,6\n", "not a CSV"),
+        (f'{HEADER}\n"1,2,3,4,,,5\n', "line 2, has '\"1' as its input_length"),
+        (f"{HEADER},nll\n1,2,3,4,,,5,6\n", "line 1, has the column nll twice"),
         (b"\xff\xfe\x00", "not a text file"),
     ],
 )
 def test_a_malformed_file_is_named_in_one_line(write, text, message):
     path = write(text)
     with pytest.raises(UserError, match=message) as error:
-        results.read_csv(path)
+        read_csv(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_and_empty_folders_are_errors(tmp_path):
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        results.read_results(tmp_path / "nowhere")
+        read_runs(tmp_path / "nowhere")
     with pytest.raises(UserError, match="no CSV in"):
-        results.read_results(tmp_path)
+        read_runs(tmp_path)
 
 
 def test_a_folder_named_like_a_result_is_an_error(tmp_path):
     (tmp_path / "windowed.csv").mkdir()
     with pytest.raises(UserError, match=r"cannot read .*windowed\.csv"):
-        results.read_results(tmp_path)
+        read_runs(tmp_path)
 
 
 # what is drawn
@@ -150,24 +149,82 @@ def test_colour_tells_the_strategy_and_line_style_the_feature(reference):
     for axis, (label, style) in enumerate(zip(labels, ("-", "--", ":"))):
         for name in reference:
             line = curve(figure, f"{name} {label}", axis)
-            assert line.get_color() == figures.COLOURS[name]
-            assert line._unscaled_dash_pattern[1] == figures.DASHES.get(style)
-    assert len({figures.COLOURS[name] for name in reference}) == len(reference)
+            assert line.get_color() == OWN[name]
+            assert line._unscaled_dash_pattern[1] == DASHES.get(style)
+    assert len({OWN[name] for name in reference}) == len(reference)
     handles = figure.legends[0].legend_handles
-    assert [handle.get_color() for handle in handles[1:4]] == [figures.COLOURS[name] for name in reference]
-    assert [handle.get_linestyle() for handle in handles[5:]] == ["-", "--", ":"]
+    assert [handle.get_color() for handle in handles[1:4]] == [OWN[name] for name in reference]
+    assert [handle._unscaled_dash_pattern[1] for handle in handles[5:]] == [None, DASHES["--"], DASHES[":"]]
 
 
 def test_a_colour_does_not_depend_on_which_runs_are_there():
     alone = figures.draw({"windowed": run()}, ["perplexity"])
-    assert curve(alone, "windowed Log perplexity").get_color() == figures.COLOURS["windowed"]
+    assert curve(alone, "windowed Log perplexity").get_color() == OWN["windowed"]
 
 
-def test_unknown_strategies_get_colours_of_their_own():
-    colours = figures.colours_of(["b", "windowed", "a"])
-    assert len({colours["a"], colours["b"], *figures.COLOURS.values()}) == len(figures.COLOURS) + 2
-    with pytest.raises(UserError, match="can be told apart"):
-        figures.colours_of(list("abcde"))
+def looks_in(figure, axis=0):
+    """Colour and marker of each line that is a run's."""
+    lines = [line for line in figure.axes[axis].lines if not line.get_label().startswith("_")]
+    return [(line.get_color(), line.get_marker()) for line in lines]
+
+
+@pytest.mark.parametrize("count", [2, 5, 12, 60, 400])
+def test_any_number_of_strategies_can_be_told_from_each_other(count):
+    runs = {f"strategy{i}": run(150, mean=2 + i / count) for i in range(count)}
+    figure = figures.draw(runs, ["perplexity"], log_perplexity_limit=0)
+    assert len(set(looks_in(figure))) >= min(count, 72)  # filled and hollow shapes go by one name
+    handles = figure.legends[0].legend_handles
+    seen = {(h.get_color(), h.get_marker(), h.get_markerfacecolor()) for h in handles if h.get_linestyle() != "None"}
+    assert len(seen) == count + 1  # one of them says which feature
+
+
+def test_a_mark_is_on_every_line_of_its_run_and_on_different_points_than_others_are():
+    names = [f"strategy{i}" for i in range(10)]
+    figure = figures.draw({name: run(1000, latency=0.02) for name in names}, ["perplexity", "latency"])
+    for axis in (0, 1):
+        marked = [line for line in figure.axes[axis].lines if line.get_marker() not in ("", "None")]
+        assert len(marked) == 6  # eight colours, of which four are those of known strategies
+        places = [tuple(line.get_markevery()) for line in marked]
+        assert len(set(places)) == len(places)
+        assert all(5 <= len(every) <= 12 for every in places)
+    assert legend_texts(figure)[0] == "Strategy (colour and mark)"
+
+
+def test_marks_are_where_a_line_can_be_seen():
+    overall = np.exp(np.where(np.arange(1000) < 300, 3.0, 9.0))
+    runs = {"windowed-window_4": run(1000), "windowed-window_8": run(1000, overall=overall)}
+    line = curve(figures.draw(runs, ["perplexity"]), "windowed-window_8 Log perplexity")
+    assert max(line.get_ydata()[line.get_markevery()]) < 5
+
+
+def test_several_settings_of_a_strategy_share_its_colour_and_are_in_the_order_of_their_sizes(write, tmp_path):
+    names = ["h2o-recent_512", "h2o-recent_64", "attention_sinks-window_1024", "attention_sinks-window_256", "windowed"]
+    for name in names:
+        write(HEADER + "\n" + "".join(f"{i},2,3,{4 + len(name)},,,5\n" for i in range(1, 9)), name)
+    figure = figures.draw(rows_in(tmp_path), ["perplexity"], skip_first=0)
+    assert [text for text in legend_texts(figure) if text in names] == [
+        *("windowed", "attention_sinks-window_256", "attention_sinks-window_1024", "h2o-recent_64", "h2o-recent_512")
+    ]
+    looks = looks_in(figure)
+    assert looks[1][0] == looks[2][0] == OWN["attention_sinks"]
+    assert looks[3][0] == looks[4][0] not in OWN.values()
+    assert len(set(looks)) == 5
+
+
+def test_two_features_of_one_style_are_drawn_in_two():
+    figure = figures.draw({"windowed": run().assign(fresh_nll=2.0)}, ["perplexity", "fluency"])
+    styles = [ax.lines[0]._unscaled_dash_pattern[1] for ax in figure.axes]
+    assert styles == [None, DASHES["--"]]
+
+
+def test_lines_that_lie_on_each_other_are_stripes_of_one_line():
+    names = ("windowed", "attention_sinks", "recompute")
+    both = figures.draw({name: run() for name in names} | {"transformers": run(mean=3.0)}, ["perplexity"])
+    patterns = [line._unscaled_dash_pattern for line in both.axes[0].lines]
+    assert patterns[3][1] is None
+    drawn, gap = patterns[0][1]
+    assert gap == pytest.approx(2 * drawn)
+    assert sorted(-offset % (drawn + gap) for offset, _ in patterns[:3]) == pytest.approx([0, drawn, 2 * drawn])
 
 
 def test_the_first_feature_is_left_and_the_others_right_without_covering_each_other(reference):
@@ -176,7 +233,7 @@ def test_the_first_feature_is_left_and_the_others_right_without_covering_each_ot
     figure.draw(renderer)
     left, right, outer = figure.axes
     assert left.get_ylabel() == "Time per token (ms), lower is better"
-    assert right.get_ylabel() == "Log perplexity, lower is better"
+    assert right.get_ylabel() == "Log perplexity (nats), lower is better"
     assert outer.get_ylabel() == "CUDA VRAM (GiB), lower is better"
     boxes = [axis.yaxis.get_tightbbox(renderer) for axis in figure.axes]
     assert boxes[0].x1 <= left.bbox.x0 + 1
@@ -318,7 +375,7 @@ def test_a_long_run_is_thinned_but_keeps_its_ends_and_extremes():
     overall[[1234, 40_321]] = np.e, np.e**4
     line = curve(figures.draw({"windowed": run(50_000, overall=overall)}, ["perplexity"]), "windowed Log perplexity")
     x, y = line.get_xdata(), line.get_ydata()
-    assert len(x) <= figures.ENOUGH + 2 and (x[0], x[-1]) == (101, 50_000) and (np.diff(x) > 0).all()
+    assert len(x) <= figures.POINTS + 2 and (x[0], x[-1]) == (101, 50_000) and (np.diff(x) > 0).all()
     assert x[y.argmin()] == 1235 and x[y.argmax()] == 40_322
 
 

@@ -53,7 +53,7 @@ def test_all_rows_there_but_the_record_open_is_closed_without_another_row(finish
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--window-size", "16"], "recent was 28 and not 12"),
+        (["--window-size", "16"], "window was 32 and not 16"),
         (["--engine", "parallel"], "engine was stepwise and not parallel"),
         (["--dtype", "bfloat16"], "dtype was float32 and not bfloat16"),
         (["--num-tokens", "90"], "more than the 90 asked for"),

@@ -14,8 +14,9 @@ from golden import DATA, GOLDEN, ROOT, golden_options
 from tiny import HYBRID, STREAMABLE, plan
 
 from sinkbench.cache.stream import StreamCache
-from sinkbench.config import ModelSource, RunOptions
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.errors import UserError
+from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps import estimate as module
 from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
@@ -32,9 +33,15 @@ def shape(stem: str) -> ModelSizes:
     return found
 
 
-def options(engine: str = "stepwise", experiment: str = "attention_sinks", **more: Any) -> RunOptions:
-    model = ModelSource("any", dtype=more.pop("dtype", "bfloat16"), quantization=more.pop("quantization", None))
-    return RunOptions(model=model, engine=engine, experiment=experiment, **more)
+def options(engine: str = "stepwise", experiment: str = "attention_sinks", **more: Any) -> RunConfig:
+    bits = {f"load_in_{more.pop('quantization')}": True} if more.get("quantization") else {}
+    more = {
+        "dtype": "bfloat16",
+        "model_name_or_path": "any",
+        **bits,
+        **{k: v for k, v in more.items() if v is not None},
+    }
+    return RunConfig(engine=engine, experiment=experiment, **more)
 
 
 def gib(stem: str, **more: Any) -> float:
@@ -215,7 +222,7 @@ def test_a_device_is_measured_once(unmeasured, monkeypatch: pytest.MonkeyPatch) 
 def test_times_on_this_machine_are_within_a_factor_of_three(
     here, unmeasured, tmp_path: Path, engine: str, experiment: str, tokens: int, window: int
 ) -> None:
-    run = RunOptions(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
+    run = RunConfig(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
     model = shape("smollm2_135m")
     estimated = estimate(run, model, device_for(run, model)).seconds
     line = ("--engine", engine, "--experiment", experiment, "--num-tokens", tokens, "--window-size", window)
@@ -230,16 +237,16 @@ def test_times_on_this_machine_are_within_a_factor_of_three(
 
 def test_a_shape_is_read_from_a_configuration_without_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((GOLDEN / "llama" / "config.json").read_bytes())
-    whole = read_sizes(ModelSource(str(GOLDEN / "llama")))
-    assert read_sizes(ModelSource(str(tmp_path / "config.json"), random_weights=True)) == whole
+    whole = read_sizes(locate(ModelSource(str(GOLDEN / "llama"))))
+    assert read_sizes(locate(ModelSource(str(tmp_path / "config.json"), random_weights=True))) == whole
     assert whole.parameters == sum(p.numel() for p in _golden().parameters())
 
 
 def test_a_shape_that_cannot_be_had_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="no model folder"):
-        read_sizes(ModelSource("./nowhere"))
+        read_sizes(locate(ModelSource("./nowhere")))
     with pytest.raises(UserError, match=r"configuration of .*cannot be read") as error:
-        read_sizes(ModelSource(str(DATA / "golden")))
+        read_sizes(locate(ModelSource(str(DATA / "golden"))))
     assert "\n" not in str(error.value)
 
 
@@ -254,4 +261,4 @@ def test_experts_are_told_from_what_every_token_meets() -> None:
 def _golden() -> torch.nn.Module:
     from sinkbench.models.loading import load_model
 
-    return load_model(ModelSource(golden_options("llama")[1]))
+    return load_model(locate(ModelSource(golden_options("llama")[1])))

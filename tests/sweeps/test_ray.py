@@ -165,9 +165,7 @@ def test_a_cell_asks_for_no_more_than_a_node_has(file):
     assert 2**16 < size < 2**24
     assert launcher.needs(cell, 80 * 2**30, node)["num_gpus"] == 1
     assert launcher.needs(cell, size // 2, node)["num_gpus"] == 2  # of the three or more that it would take
-    assert "num_gpus" not in launcher.needs(
-        replace(cell, model=replace(cell.model, device_map="cpu")), 80 * 2**30, node
-    )
+    assert "num_gpus" not in launcher.needs(cell.but(device_map="cpu"), 80 * 2**30, node)
     assert "memory" not in launcher.needs(cell, 0, {**node, "memory": size - 1.0})
 
 
@@ -190,8 +188,8 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_pat
 
 @pytest.mark.heavy
 def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file):
-    cells = [replace(cell, num_tokens=50, output_dir=file.parent / "some") for cell in read(file).cells()[:2]]
-    cells[0] = replace(cells[0], model=replace(cells[0].model, name=str(file.parent / "nowhere")))
+    cells = [cell.but(num_tokens=50, output_dir=file.parent / "some") for cell in read(file).cells()[:2]]
+    cells[0] = cells[0].but(model_name_or_path=str(file.parent / "nowhere"))
     results = {}
     launcher.launch(cells, 1, lambda index: None, lambda index, result: results.setdefault(index, []).append(result))
     assert [len(results[index]) for index in (0, 1)] == [1, 1]
@@ -205,7 +203,7 @@ def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file
 
 @pytest.fixture
 def brought(file, tmp_path):
-    options = replace(read(file).cells()[1], num_tokens=30, output_dir=tmp_path)
+    options = read(file).cells()[1].but(num_tokens=30, output_dir=tmp_path)
     return options, work(options)
 
 
@@ -244,4 +242,4 @@ def test_another_runs_result_is_not_replaced_unasked(brought):
     options.csv.with_suffix(".json").write_text(json.dumps(record | {"key": "another"}))
     with pytest.raises(UserError, match="of another run"):
         place(whole, options)
-    place(whole, replace(options, overwrite=True))
+    place(whole, options.but(overwrite=True))

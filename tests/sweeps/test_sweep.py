@@ -49,7 +49,7 @@ def file(tmp_path):
 def loads(monkeypatch):
     """The models that the local launcher loads, as it loads them."""
     loaded, load = [], local.load_model
-    monkeypatch.setattr(local, "load_model", lambda source: loaded.append(source.name) or load(source))
+    monkeypatch.setattr(local, "load_model", lambda found: loaded.append(found.source.name) or load(found))
     return loaded
 
 

@@ -1,9 +1,6 @@
 """Folders of results, found and read: each folder that holds runs is a group of runs to compare."""
 
-import json
-import math
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,53 +9,10 @@ from typing import Any
 import pandas as pd
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import GENERATE, GENERATED, OPTIONAL, ORDER, REQUIRED
+from sinkbench.results.columns import known_columns, measured_by
 from sinkbench.results.reading import read_csv
-
-COLUMNS = [*REQUIRED, *OPTIONAL, *GENERATED]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run.
-
-    Attributes:
-        name: unique in its group.
-        strategy: what it kept, which decides its colour.
-        frame: its rows, with the columns of a result file and ``token``, NaN where the file has none; no row where
-            the run failed before its first.
-        record: its JSON, empty where there is none.
-    """
-
-    name: str
-    strategy: str
-    frame: pd.DataFrame
-    record: dict[str, Any] = field(default_factory=dict)
-
-    def told(self, *keys: str) -> Any:
-        """What the record says under ``keys``; ``None`` where it says nothing."""
-        value: Any = self.record
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    def number(self, *keys: str) -> float | None:
-        """The number that the record says under ``keys``; ``None`` where there is no finite number."""
-        value = self.told(*keys)
-        known = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        return float(value) if known else None
-
-    @property
-    def length(self) -> int:
-        """Tokens read, by its last row."""
-        return int(self.frame["input_length"].iloc[-1]) if len(self.frame) else 0
-
-    @property
-    def spacing(self) -> int:
-        """Tokens from one row to the next; more than 1 where rows were left out to keep the file small."""
-        steps = self.frame["input_length"].diff().dropna()
-        # a single row may be the first of a thinned file
-        return max(1, int(steps.mode().iloc[0]) if len(steps) else self.length)
+from sinkbench.results.record import read_record
+from sinkbench.results.run import GENERATE, Run, place_of, strategy_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +21,7 @@ class Group:
 
     Attributes:
         title: the folder as it was given.
-        runs: the known strategies first.
+        runs: those of a strategy together.
         unreadable: what could not be read, one line each.
     """
 
@@ -78,7 +32,10 @@ class Group:
     @property
     def generated(self) -> bool:
         """Whether each run read a text that it wrote itself."""
-        return any(run.frame["fresh_nll"].notna().any() or run.told("prompt_tokens") is not None for run in self.runs)
+        columns = list(measured_by("generate"))
+        return any(
+            run.recorded("prompt_tokens") is not None or run.frame[columns].notna().any(axis=None) for run in self.runs
+        )
 
 
 def collect(folders: Sequence[Path]) -> list[Group]:
@@ -117,45 +74,23 @@ def _group(folder: Path) -> Group:
         runs += [run] if run else []
     if all(run.name.startswith(GENERATE) for run in runs):
         runs = [replace(run, name=run.name.removeprefix(GENERATE)) for run in runs]
-    return Group(str(folder), sorted(runs, key=_place), unreadable)
+    return Group(str(folder), sorted(runs, key=lambda run: place_of(run.name, run.strategy)), unreadable)
 
 
 def _run(csv: Path, beside: Path, unreadable: list[str]) -> Run | None:
-    """The run of two files of which one may be missing; ``None`` where what there is does not tell of a run.
+    """The run of two files of which one may be missing; ``None`` where what there is does not speak of a run.
 
     What cannot be read is noted in ``unreadable``, and counts as missing.
     """
-    frame, record = None, None
+    frame: pd.DataFrame | None = None
+    record: dict[str, Any] | None = None
     try:
-        record = _record(beside) if beside.exists() else None
-        frame = read_csv(csv).reindex(columns=COLUMNS) if csv.exists() else None
+        record = read_record(beside) if beside.exists() else None
+        frame = read_csv(csv) if csv.exists() else None
     except UserError as error:
         unreadable.append(str(error))
     if frame is None and not (record and "experiment" in record and "exit_reason" in record):
         return None
     if frame is None:
-        frame = pd.DataFrame(columns=COLUMNS, dtype=float)
-    strategy = record.get("experiment") if record else None
-    if not isinstance(strategy, str):
-        strategy = re.split(r"[-.]", csv.stem.removeprefix(GENERATE))[0]
-    return Run(csv.stem, strategy, frame, record or {})
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    """A run's JSON; ``None`` where it is something else.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}): run that experiment again, or remove the file") from error
-    return record if isinstance(record, dict) else None
-
-
-def _place(run: Run) -> tuple[int, str, list[tuple[int, str]]]:
-    """Known strategies first; within one, numbers in a name by their size."""
-    known = ORDER.index(run.strategy) if run.strategy in ORDER else len(ORDER)
-    parts = re.split(r"(\d+)", run.name)
-    return known, run.strategy, [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+        frame = pd.DataFrame(columns=known_columns(), dtype=float)
+    return Run(csv.stem, strategy_of(csv.stem, record), frame, record or {})

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sinkbench.results.comparison import SMOOTH, SPARSE, Comparison, compare, shared_lengths
-from sinkbench.results.report.collect import Run
+from sinkbench.results.baseline import Baseline, choose_baseline
+from sinkbench.results.comparison import SMOOTH, SPARSE, Comparison, compare_runs, shared_lengths
+from sinkbench.results.run import Run
+from sinkbench.results.statistics import MeasureStatistics, statistics_of
 
 
 @dataclass(frozen=True)
 class Onset:
-    """The token from which a run fails against the best of the others, as well as it can be told.
+    """The token from which a run fails against the best of the others.
 
     Attributes:
         token: ``None`` where the run holds.
@@ -24,35 +26,40 @@ class Onset:
 
 
 @dataclass(frozen=True)
-class Shared:
+class GroupComparison:
     """What a group of runs over the same tokens shows.
 
     Attributes:
         tokens: how many all runs share.
         spacing: tokens from one row that they share to the next.
+        baseline: the run that the others are compared to.
         compared: each run over these.
+        measured: measures other than perplexity over these.
         onsets: by run, each against all that have read as far; a run that cannot be judged is not in it.
-        untold: why some are not in ``onsets``; empty where all are.
+        not_judged: why some are not in ``onsets``; empty where all are.
     """
 
     tokens: int
     spacing: int
+    baseline: Baseline
     compared: list[Comparison]
+    measured: list[MeasureStatistics]
     onsets: dict[str, Onset]
-    untold: str = ""
+    not_judged: str = ""
 
 
-def compare_runs(runs: Sequence[Run]) -> Shared | None:
+def compare_group(runs: Sequence[Run]) -> GroupComparison | None:
     """Compare runs over the same tokens; ``None`` where fewer than two share the 256 rows that it takes."""
     frames = {run.name: frame for run in runs if len(frame := _sound(run.frame)) >= SMOOTH}
     frames = dict(sorted(frames.items(), key=lambda item: _length(item[1]), reverse=True))
     if len(frames) < 2 or len(shared_lengths(frames.values())) < SMOOTH:
         return None
-    baseline = next((run.name for run in runs if run.strategy == "transformers"), "transformers")
-    compared = {comparison.name: comparison for comparison in compare(frames, baseline)}
-    onsets, untold = _onsets(frames, baseline)
+    baseline = choose_baseline([run for run in runs if run.name in frames])
+    compared = {comparison.name: comparison for comparison in compare_runs(frames, baseline.name)}
+    onsets, not_judged = _onsets(frames)
     ordered = [compared[run.name] for run in runs if run.name in compared]
-    return Shared(ordered[0].tokens, ordered[0].spacing, ordered, onsets, untold)
+    measured = statistics_of(frames)
+    return GroupComparison(ordered[0].tokens, ordered[0].spacing, baseline, ordered, measured, onsets, not_judged)
 
 
 def _sound(frame: pd.DataFrame) -> pd.DataFrame:
@@ -65,22 +72,22 @@ def _length(frame: pd.DataFrame) -> int:
     return int(frame["input_length"].iloc[-1])
 
 
-def _onsets(frames: dict[str, pd.DataFrame], baseline: str) -> tuple[dict[str, Onset], str]:
+def _onsets(frames: dict[str, pd.DataFrame]) -> tuple[dict[str, Onset], str]:
     """Where each run fails, against all that have read at least as far as it, or as one that is shorter.
 
     The shortest run decides how many tokens all share, and would hide what happens to the others behind its end.
     """
     onsets: dict[str, Onset] = {}
-    untold = ""
+    not_judged = ""
     for length in sorted({_length(frame) for frame in frames.values()}):
         peers = {name: frame for name, frame in frames.items() if _length(frame) >= length}
         if len(peers) < 2 or len(shared_lengths(peers.values())) < SMOOTH:
             continue
-        for run in compare(peers, baseline):
+        for run in compare_runs(peers, None):
             if run.spacing > SPARSE:
-                untold = f"the runs share one row in {run.spacing}, too few to tell"
+                not_judged = f"the runs share one row in {run.spacing}, too few to tell"
                 break
             known = onsets.get(run.name)
             if known is None or (known.token is None and run.breaks is not None):
                 onsets[run.name] = Onset(run.breaks, run.spacing)
-    return onsets, untold
+    return onsets, not_judged

@@ -3,7 +3,7 @@
 import re
 
 from sinkbench.results.report.sections import Report, Section
-from sinkbench.results.report.tables import Cell, Table
+from sinkbench.results.report.tables import ReportTable, TableCell
 
 SPECIAL = re.compile(r"[\\`*{}\[\]<>#|!~&$@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
@@ -41,6 +41,8 @@ def _section(section: Section) -> list[str]:
     lines += ["### Results", "", *_table(section.results)]
     if section.shared:
         lines += ["### Over the same tokens", "", *_table(section.shared)]
+    for title, table in section.measured:
+        lines += [f"### {escaped(title)}", "", *_table(table)]
     for written in section.texts:
         lines += [f"### Text that {escaped(written.name)} wrote", "", *fenced(written.text)]
     lines += ["### Settings and versions", ""]
@@ -57,7 +59,7 @@ def _section(section: Section) -> list[str]:
     return lines
 
 
-def _table(table: Table) -> list[str]:
+def _table(table: ReportTable) -> list[str]:
     """A table, and an empty line after it and each of its notes."""
     lines = [
         _row([escaped(column.heading) for column in table.columns]),
@@ -74,6 +76,6 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     detail = cell.detail if cell.detail.startswith("[") else f"({cell.detail})"
     return escaped(f"{cell.text} {detail}" if cell.detail else cell.text)

@@ -1,19 +1,32 @@
 """What there is to show of each group, laid out once for the page and for Markdown."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sinkbench import __version__
-from sinkbench.results.comparison import BROKEN, DIVERGED, SMOOTH, about
-from sinkbench.results.report.collect import Group, Run
-from sinkbench.results.report.comparing import Onset, Shared, compare_runs
-from sinkbench.results.report.drawing import Figure, Look, figures, looks
-from sinkbench.results.report.settings import Settings, settings
-from sinkbench.results.report.summary import Numbers, measure
-from sinkbench.results.report.tables import NOTHING, Cell, Column, Table, number, ranged, without_empty_columns
+from sinkbench.results.baseline import unfit_baseline
+from sinkbench.results.comparison import BROKEN, DIVERGED, SMOOTH, onset_text
+from sinkbench.results.intervals import Interval
+from sinkbench.results.looks import Look, looks_of
+from sinkbench.results.report.collect import Group
+from sinkbench.results.report.comparing import GroupComparison, Onset, compare_group
+from sinkbench.results.report.drawing import PageFigure, page_figures
+from sinkbench.results.report.settings import GroupSettings, group_settings
+from sinkbench.results.report.summary import RunSummary, summarise
+from sinkbench.results.report.tables import (
+    NOTHING,
+    ReportTable,
+    TableCell,
+    TableColumn,
+    number,
+    ranged,
+    without_empty_columns,
+)
 from sinkbench.results.report.warnings import ReportWarning, find_warnings
+from sinkbench.results.run import Run
+from sinkbench.results.statistics import MeasureStatistics
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Section:
         warnings: what looks wrong.
         results: the final numbers.
         shared: the runs over the same tokens; ``None`` where there is nothing to compare.
+        measured: measures other than perplexity over these tokens, a table each.
         figures: in the order in which they are shown.
         same: settings that all runs share.
         different: settings in which they differ; ``None`` where there is none.
@@ -43,11 +57,12 @@ class Section:
 
     title: str
     warnings: list[ReportWarning]
-    results: Table
-    shared: Table | None
-    figures: list[Figure]
+    results: ReportTable
+    shared: ReportTable | None
+    measured: list[tuple[str, ReportTable]]
+    figures: list[PageFigure]
     same: list[Named]
-    different: Table | None
+    different: ReportTable | None
     commands: list[str]
     texts: list[Named]
     recorded: bool
@@ -71,47 +86,60 @@ def report(title: str, groups: Sequence[Group]) -> Report:
     """All there is to show of ``groups``."""
     strategies = [run.strategy for group in groups for run in group.runs]
     made = f"Made by sinkbench {__version__} on {datetime.now(UTC):%Y-%m-%d at %H:%M} UTC"
-    return Report(title, made, [_section(group, looks(group.runs, strategies)) for group in groups])
+    return Report(title, made, [_section(group, strategies) for group in groups])
 
 
-def _section(group: Group, looked: dict[str, Look]) -> Section:
+def _section(group: Group, strategies: Sequence[str]) -> Section:
+    looks = looks_of({run.name: run.strategy for run in group.runs}, strategies)
     found = find_warnings(group)
     unlike = group.generated or any(warning.kind in ("different tokens", "mixed models") for warning in found)
-    shared = None if unlike else compare_runs(group.runs)
-    numbers = {run.name: measure(run) for run in group.runs}
-    known = settings(group.runs)
+    shared = None if unlike else compare_group(group.runs)
+    found += _baseline_warnings(shared) if shared else []
+    numbers = {run.name: summarise(run) for run in group.runs}
+    known = group_settings(group.runs)
     return Section(
         title=group.title,
         warnings=found,
-        results=_results(group, numbers, shared, looked),
-        shared=_over_shared(shared, looked) if shared else None,
-        figures=figures(group.runs, looked),
+        results=_results(group, numbers, shared, looks),
+        shared=_over_shared(shared, looks) if shared else None,
+        measured=[_measured(one, looks) for one in shared.measured] if shared else [],
+        figures=page_figures(group.runs, looks),
         same=[Named(name, value) for name, value in known.shared.items()],
-        different=_different(known, looked) if known.names else None,
+        different=_different(known, looks) if known.names else None,
         commands=list(dict.fromkeys(command for run in group.runs if (command := _command(run)))),
-        texts=[Named(run.name, str(run.told("text"))) for run in group.runs if run.told("text")],
+        texts=[Named(run.name, str(run.recorded("text"))) for run in group.runs if run.recorded("text")],
         recorded=known.recorded,
     )
 
 
-def _results(group: Group, numbers: dict[str, Numbers], shared: Shared | None, looked: dict[str, Look]) -> Table:
+def _baseline_warnings(shared: GroupComparison) -> list[ReportWarning]:
+    """Why the run that the others are compared to is no baseline, if so."""
+    run = shared.baseline.run
+    compared = next((one for one in shared.compared if run and one.name == run.name), None)
+    message = unfit_baseline(run, compared) if run and compared else None
+    return [ReportWarning("no baseline", (run.name,), message)] if run and message else []
+
+
+def _results(
+    group: Group, numbers: dict[str, RunSummary], shared: GroupComparison | None, looks: Mapping[str, Look]
+) -> ReportTable:
     """The final numbers of each run."""
     onsets = shared.onsets if shared else {}
     columns = [
-        Column("Run", False),
-        Column("Tokens"),
-        Column("Perplexity [95 %]"),
-        Column("Breaks at token"),
-        Column("Peak VRAM (GiB)"),
-        Column("Peak KV cache (MiB)"),
-        Column("Latency, median (ms)"),
-        Column("Latency, p99 (ms)"),
-        Column("Tokens a second"),
-        Column("Outcome", False),
+        TableColumn("Run", False),
+        TableColumn("Tokens"),
+        TableColumn("Perplexity [95 %]"),
+        TableColumn("Breaks at token"),
+        TableColumn("Peak VRAM (GiB)"),
+        TableColumn("Peak KV cache (MiB)"),
+        TableColumn("Latency, median (ms)"),
+        TableColumn("Latency, p99 (ms)"),
+        TableColumn("Tokens a second"),
+        TableColumn("Outcome", False),
     ]
     rows = [
         [
-            _named(name, looked),
+            _named(name, looks),
             number(found.tokens, ",.0f"),
             ranged(found.perplexity, ",.3f"),
             _onset(onsets.get(name)),
@@ -120,14 +148,14 @@ def _results(group: Group, numbers: dict[str, Numbers], shared: Shared | None, l
             number(found.median_latency, ",.3f", 1e3),
             number(found.p99_latency, ",.3f", 1e3),
             number(found.tokens_per_second, ",.1f"),
-            Cell(found.outcome),
+            TableCell(found.outcome),
         ]
         for name, found in numbers.items()
     ]
-    return without_empty_columns(Table(columns, rows, _notes(group, shared)))
+    return without_empty_columns(ReportTable(columns, rows, _notes(group, shared)))
 
 
-def _notes(group: Group, shared: Shared | None) -> list[str]:
+def _notes(group: Group, shared: GroupComparison | None) -> list[str]:
     """What the numbers mean."""
     notes = ["Perplexity is over all tokens of a run; its interval is a block bootstrap over its rows."]
     if any(run.spacing > 1 for run in group.runs):
@@ -142,58 +170,74 @@ def _notes(group: Group, shared: Shared | None) -> list[str]:
             "read as far."
         )
     if shared and any(onset.spacing > 1 for onset in shared.onsets.values()):
-        notes.append("“≈”: of files that keep some rows only, and a run that fails slowly, it may be told early.")
-    if shared and shared.untold:
-        notes.append(f"Where a run breaks is not told for all: {shared.untold}.")
+        notes.append("“≈”: of files that keep some rows only, and a run that fails slowly, it may seem early.")
+    if shared and shared.not_judged:
+        notes.append(f"Where a run breaks is not known of all: {shared.not_judged}.")
     return notes
 
 
-def _over_shared(shared: Shared, looked: dict[str, Look]) -> Table:
+def _over_shared(shared: GroupComparison, looks: Mapping[str, Look]) -> ReportTable:
     """The runs over the tokens that all have read."""
     columns = [
-        Column("Run", False),
-        Column("Perplexity [95 %]"),
-        Column("NLL above dense [95 %] (nats)"),
-        Column("Parts from dense at token"),
+        TableColumn("Run", False),
+        TableColumn("Perplexity [95 %]"),
+        TableColumn("NLL above dense [95 %] (nats)"),
+        TableColumn("Parts from dense at token"),
     ]
     rows = [
         [
-            _named(run.name, looked),
+            _named(run.name, looks),
             ranged(run.perplexity, ",.3f"),
             ranged(run.loss, "+.4f"),
-            Cell(NOTHING) if run.diverges is None else _onset(Onset(run.diverges, shared.spacing)),
+            TableCell(NOTHING) if run.diverges is None else _onset(Onset(run.diverges, shared.spacing)),
         ]
         for run in shared.compared
     ]
     notes = [f"Over the first {shared.tokens:,} tokens, which all these runs have read."]
+    if not shared.baseline.run:
+        notes.append(f"Losses need `sinkbench compare`: {shared.baseline.why}.")
     if any(run.diverges for run in shared.compared):
         notes.append(f"A run parts from dense attention where its NLL over {SMOOTH} rows is {DIVERGED} nats above.")
-    return without_empty_columns(Table(columns, rows, notes))
+    return without_empty_columns(ReportTable(columns, rows, notes))
 
 
-def _different(known: Settings, looked: dict[str, Look]) -> Table:
+def _measured(found: MeasureStatistics, looks: Mapping[str, Look]) -> tuple[str, ReportTable]:
+    """Title and table of one measure."""
+    columns = [TableColumn("Run", False), *(TableColumn(name.capitalize()) for name in next(iter(found.runs.values())))]
+    rows = [[_named(name, looks), *(_statistic(one) for one in of_run.values())] for name, of_run in found.runs.items()]
+    return f"{found.measure.label} ({found.unit})" if found.unit else found.measure.label, ReportTable(
+        columns, rows, [found.measure.note]
+    )
+
+
+def _statistic(found: Interval | float) -> TableCell:
+    return number(found, ".4g") if isinstance(found, float) else ranged(found, ".4g")
+
+
+def _different(known: GroupSettings, looks: Mapping[str, Look]) -> ReportTable:
     """The settings in which runs differ."""
-    columns = [Column("Run", False), *(Column(name.capitalize(), False) for name in known.names)]
-    return Table(columns, [[_named(run, looked), *map(Cell, values)] for run, values in known.different.items()], [])
+    columns = [TableColumn("Run", False), *(TableColumn(name.capitalize(), False) for name in known.names)]
+    rows = [[_named(run, looks), *map(TableCell, values)] for run, values in known.different.items()]
+    return ReportTable(columns, rows, [])
 
 
-def _named(name: str, looked: dict[str, Look]) -> Cell:
-    return Cell(name, colour=looked[name].colour)
+def _named(name: str, looks: Mapping[str, Look]) -> TableCell:
+    return TableCell(name, colour=looks[name].colour, sign=looks[name].sign)
 
 
-def _bytes(held: int | None) -> Cell:
-    return Cell(NOTHING) if held is None else Cell(f"{held / 2**20:,.1f}", f"{held:,} bytes")
+def _bytes(held: int | None) -> TableCell:
+    return TableCell(NOTHING) if held is None else TableCell(f"{held / 2**20:,.1f}", f"{held:,} bytes")
 
 
-def _onset(onset: Onset | None) -> Cell:
+def _onset(onset: Onset | None) -> TableCell:
     if onset is None:
-        return Cell(NOTHING)
+        return TableCell(NOTHING)
     if onset.token is None:
-        return Cell("holds")
-    return Cell(about(onset.token, onset.spacing))
+        return TableCell("holds")
+    return TableCell(onset_text(onset.token, onset.spacing))
 
 
 def _command(run: Run) -> str:
     """The recorded command, in one line that a shell takes."""
-    command = run.told("command")
+    command = run.recorded("command")
     return shlex.join(map(str, command)) if isinstance(command, list) else ""

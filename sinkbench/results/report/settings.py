@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sinkbench.results.report.collect import Run
+from sinkbench.results.run import Run
 
 # What is read under which name, in this order; everything else among the options follows under its own.
 NAMED = {
@@ -35,7 +35,7 @@ LATER = {"started": ("started",), "ended": ("ended",)}
 
 
 @dataclass(frozen=True)
-class Settings:
+class GroupSettings:
     """Settings of a group.
 
     Attributes:
@@ -51,9 +51,9 @@ class Settings:
     recorded: bool
 
 
-def settings(runs: Sequence[Run]) -> Settings:
-    """The settings of ``runs``, told apart by whether they are the same in all."""
-    of_runs = {run.name: of(run) for run in runs}
+def group_settings(runs: Sequence[Run]) -> GroupSettings:
+    """The settings of ``runs``, parted by whether they are the same in all."""
+    of_runs = {run.name: settings_of(run) for run in runs}
     names = list(dict.fromkeys(name for values in of_runs.values() for name in values))
     shared, differing = {}, []
     for name in names:
@@ -63,31 +63,31 @@ def settings(runs: Sequence[Run]) -> Settings:
         else:
             differing.append(name)
     different = {run: [found.get(name, "") for name in differing] for run, found in of_runs.items()}
-    return Settings(shared, differing, different, any(run.record for run in runs))
+    return GroupSettings(shared, differing, different, any(run.record for run in runs))
 
 
-def of(run: Run) -> dict[str, str]:
+def settings_of(run: Run) -> dict[str, str]:
     """All settings of one run, as text."""
     found: dict[str, str] = {}
     for name, places in NAMED.items():
-        value = next((told for place in places if (told := run.told(*place)) is not None), None)
+        value = next((known for place in places if (known := run.recorded(*place)) is not None), None)
         if value is not None:
-            found[name] = shown(value)
+            found[name] = shown_value(value)
     taken = {place for places in NAMED.values() for place in places}
-    for keys, value in _leaves(run.told("options"), ("options",)):
+    for keys, value in _leaves(run.recorded("options"), ("options",)):
         name = " ".join(keys[1:]).replace("_", " ")
         if keys not in taken and name not in ELSEWHERE and value is not None:
-            found.setdefault(name, shown(value))
-    versions = run.told("versions")
+            found.setdefault(name, shown_value(value))
+    versions = run.recorded("versions")
     for package, version in versions.items() if isinstance(versions, dict) else ():
-        found[f"{package} version"] = "unknown" if version is None else shown(version)
+        found[f"{package} version"] = "unknown" if version is None else shown_value(version)
     for name, place in LATER.items():
-        if run.told(*place) is not None:
-            found[name] = str(run.told(*place)).replace("T", " ").replace("+00:00", " UTC")
+        if run.recorded(*place) is not None:
+            found[name] = str(run.recorded(*place)).replace("T", " ").replace("+00:00", " UTC")
     return found
 
 
-def shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value of a record as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sinkbench.results.comparison import Interval, interval
-from sinkbench.results.report.collect import Run
-
-FINISHED, OUT_OF_MEMORY = "finished", "out of memory"  # as runs say it
+from sinkbench.results.intervals import Interval, interval
+from sinkbench.results.record import FINISHED, OUT_OF_MEMORY
+from sinkbench.results.run import Run
 
 
 @dataclass(frozen=True)
-class Numbers:
+class RunSummary:
     """The final numbers of a run, over all its rows; ``None`` is what it did not measure.
 
     Attributes:
@@ -35,11 +34,11 @@ class Numbers:
     outcome: str
 
 
-def measure(run: Run) -> Numbers:
+def summarise(run: Run) -> RunSummary:
     """The numbers of ``run``. The record's peaks count too: a file of fewer rows may have lost the highest."""
     latency = run.frame["latency"].dropna().to_numpy()
     held = _peak(run, "kv_cache_bytes", "peak_kv_cache_bytes")
-    return Numbers(
+    return RunSummary(
         tokens=run.length,
         perplexity=final_perplexity(run),
         peak_vram=_peak(run, "cuda_vram_allocated", "peak_vram_gib"),
@@ -52,7 +51,7 @@ def measure(run: Run) -> Numbers:
 
 
 def _outcome(run: Run) -> str:
-    reason = str(run.told("exit_reason") or "")
+    reason = str(run.recorded("exit_reason") or "")
     if reason == OUT_OF_MEMORY:
         return f"{reason} after {run.length:,} tokens"
     return "" if reason == FINISHED else reason

@@ -2,22 +2,23 @@
 
 from dataclasses import dataclass
 
-from sinkbench.results.comparison import Interval
+from sinkbench.results.intervals import Interval
 
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """Text, a second line of less weight, and whose colour stands before it."""
+class TableCell:
+    """Text, a second line of less weight, and the colour and the mark of the run whose name it is."""
 
     text: str
     detail: str = ""
     colour: str = ""
+    sign: str = ""
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A heading; numbers are right-aligned."""
 
     heading: str
@@ -25,28 +26,28 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """Rows of cells under headings, with what there is to say about them."""
 
-    columns: list[Column]
-    rows: list[list[Cell]]
+    columns: list[TableColumn]
+    rows: list[list[TableCell]]
     notes: list[str]
 
 
-def without_empty_columns(table: Table) -> Table:
+def without_empty_columns(table: ReportTable) -> ReportTable:
     """``table`` without the columns in which no row has anything."""
     kept = [i for i in range(len(table.columns)) if any(row[i].text not in ("", NOTHING) for row in table.rows)]
     rows = [[row[i] for i in kept] for row in table.rows]
-    return Table([table.columns[i] for i in kept], rows, table.notes)
+    return ReportTable([table.columns[i] for i in kept], rows, table.notes)
 
 
-def number(value: float | None, style: str, factor: float = 1.0) -> Cell:
+def number(value: float | None, style: str, factor: float = 1.0) -> TableCell:
     """``value`` times ``factor``, or a dash."""
-    return Cell(NOTHING if value is None else format(value * factor, style))
+    return TableCell(NOTHING if value is None else format(value * factor, style))
 
 
-def ranged(found: Interval | None, style: str) -> Cell:
+def ranged(found: Interval | None, style: str) -> TableCell:
     """A value over its interval, or a dash."""
     if found is None:
-        return Cell(NOTHING)
-    return Cell(format(found.value, style), f"[{found.low:{style}}, {found.high:{style}}]")
+        return TableCell(NOTHING)
+    return TableCell(format(found.value, style), f"[{found.low:{style}}, {found.high:{style}}]")

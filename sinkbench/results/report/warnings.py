@@ -12,9 +12,11 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sinkbench.results.columns import smoothed
 from sinkbench.results.comparison import first_difference
-from sinkbench.results.report.collect import Group, Run
+from sinkbench.results.record import RUNNING
+from sinkbench.results.report.collect import Group
+from sinkbench.results.run import Run
+from sinkbench.results.transforms import smoothed
 
 SLOW = 2.0  # times the median: warm steps never reach it, cold ones are 5 to 40 times as slow
 WARM_UP = 0.02  # of all time; the benchmark's own cold first step is 1.5 % of its shortest run
@@ -178,7 +180,7 @@ def wrong_perplexity(run: Run) -> ReportWarning | None:
 
 def unfinished(run: Run) -> ReportWarning | None:
     """The record was never closed."""
-    if run.told("exit_reason") != "running":
+    if run.recorded("exit_reason") != RUNNING:
         return None
     message = f"its record still says that it is running, after {_counted(run.length, 'token')}: it was killed"
     return ReportWarning("never ended", (run.name,), f"{message}, or goes on")
@@ -189,7 +191,7 @@ def mixed(runs: Sequence[Run]) -> Iterator[ReportWarning]:
     for kind, (keys, effect) in MIXED.items():
         found: dict[str, list[str]] = {}
         for run in runs:
-            value = run.told(*keys)
+            value = run.recorded(*keys)
             if value is not None:
                 found.setdefault(str(value), []).append(run.name)
         if len(found) > 1:
@@ -207,7 +209,7 @@ def different_tokens(runs: Sequence[Run]) -> Iterator[ReportWarning]:
         return
     seen: dict[float, tuple[str, str]] = {}
     for run in runs:
-        count, digest = run.number("dataset", "tokens"), run.told("dataset", "sha256")
+        count, digest = run.number("dataset", "tokens"), run.recorded("dataset", "sha256")
         if count is None or not isinstance(digest, str):
             continue
         first, known = seen.setdefault(count, (run.name, digest))
@@ -224,11 +226,11 @@ def at_once(runs: Sequence[Run]) -> Iterator[ReportWarning]:
     spans = []
     for run in runs:
         started, ended = _time(run, "started"), _time(run, "ended")
-        if started and ended and len(_latency(run)) and not run.told("resumed_at"):
+        if started and ended and len(_latency(run)) and not run.recorded("resumed_at"):
             spans.append((started, ended, run))
     spans.sort(key=lambda span: span[:2])
     for (_, ended, first), (started, _, second) in pairwise(spans):
-        if started < ended and first.told("device") == second.told("device"):
+        if started < ended and first.recorded("device") == second.recorded("device"):
             message = f"{first.name} and {second.name} ran at the same time: if on one machine, both were slower for it"
             yield ReportWarning("ran at the same time", (first.name, second.name), message)
 
@@ -261,7 +263,7 @@ def _cold(latency: np.ndarray) -> int:
 def _time(run: Run, key: str) -> datetime | None:
     """When it ``started`` or ``ended``, as its record says."""
     try:
-        found = datetime.fromisoformat(str(run.told(key)))
+        found = datetime.fromisoformat(str(run.recorded(key)))
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)

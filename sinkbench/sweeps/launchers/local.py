@@ -7,37 +7,43 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench.config import ModelSource, RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
-from sinkbench.models.loading import load_model
+from sinkbench.models.loading import Checkpoint, load_model
+from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
+
+
+def devices() -> set[str]:
+    """The devices of this process, as records name them."""
+    return {device_name(), device_name("cpu")}
 
 
 class Shelf:
     """Room for one model: the last that was asked for."""
 
     def __init__(self) -> None:
-        self.source: ModelSource | None = None
+        self.checkpoint: Checkpoint | None = None
         self.model: PreTrainedModel | None = None
 
-    def load(self, source: ModelSource) -> PreTrainedModel:
-        """The model of ``source``, loaded if it is not the one at hand."""
-        if self.model is None or source != self.source:
+    def load(self, checkpoint: Checkpoint) -> PreTrainedModel:
+        """The model of ``checkpoint``, loaded if it is not the one at hand."""
+        if self.model is None or checkpoint != self.checkpoint:
             self.clear()
-            self.model, self.source = load_model(source), source
+            self.model, self.checkpoint = load_model(checkpoint), checkpoint
         return self.model
 
     def clear(self) -> None:
         """Give the model's memory back."""
-        self.model = self.source = None
+        self.model = self.checkpoint = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
 def launch(
-    cells: Sequence[RunOptions],
+    cells: Sequence[RunConfig],
     retries: int,
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
@@ -53,7 +59,7 @@ def launch(
             return
 
 
-def _tried(options: RunOptions, retries: int, shelf: Shelf, watch: Callable[[Steps, RunResult], None]) -> RunResult:
+def _tried(options: RunConfig, retries: int, shelf: Shelf, watch: Callable[[Steps, RunResult], None]) -> RunResult:
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
         try:

@@ -10,17 +10,20 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkbench.config import RunOptions
+from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
+from sinkbench.models.loading import locate
 from sinkbench.models.sizes import read_sizes
+from sinkbench.runs.record import device_name
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.run import failure
 from sinkbench.runs.signals import Interrupted, noted
+from sinkbench.strategies.registry import source_of
 from sinkbench.sweeps.estimate import Device, estimate
 from sinkbench.sweeps.launchers.transfer import Transfer, place, work
 
@@ -30,7 +33,7 @@ GRACE = 5.0  # seconds that cells have to end when they are interrupted
 
 
 def launch(
-    cells: Sequence[RunOptions],
+    cells: Sequence[RunConfig],
     retries: int,
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
@@ -44,7 +47,7 @@ def launch(
         UserError: Ray is not installed, the cluster does not answer, or its GPUs cannot be used.
     """
     ray = _ray()
-    with _connected(ray):
+    with connected():
         tasks = _Tasks(ray, cells, retries, finished)
         with noted() as asked:  # an exception out of a signal's handler is lost in Ray's compiled code
             for index in range(len(cells)):
@@ -62,7 +65,7 @@ class _Tasks:
     """The tasks under way, and the cells that are not through."""
 
     ray: Any
-    cells: Sequence[RunOptions]
+    cells: Sequence[RunConfig]
     retries: int
     finished: Callable[[int, RunResult], None]
     pending: dict[Any, int] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class _Tasks:
         # What a task raises is counted here; a worker that is lost, by Ray.
         limits = {"max_retries": self.retries + LOST, "retry_exceptions": False}
         task = self.ray.remote(**limits, **needs(options, self.gpu_memory, self.node))(_task)
-        self.pending[task.remote(_anywhere(options))] = index
+        self.pending[task.remote(_anywhere(options), source_of(options.experiment))] = index
         self.tries[index] += 1
 
     def collect(self) -> None:
@@ -91,7 +94,7 @@ class _Tasks:
             else:
                 self.tell(index, result)
 
-    def outcome(self, reference: Any, options: RunOptions) -> tuple[RunResult, bool]:
+    def outcome(self, reference: Any, options: RunConfig) -> tuple[RunResult, bool]:
         """How a task ended, its files put in place, and whether another try may mend it."""
         errors = self.ray.exceptions
         try:
@@ -128,19 +131,17 @@ class _Tasks:
             self.tell(index, RunResult(options.experiment, options.csv, exit_reason=reason))
 
 
-def _task(options: RunOptions) -> Transfer:
-    brought = work(options)
+def _task(options: RunConfig, source: bytes | None) -> Transfer:
+    brought = work(options, source)
     if brought.result.interrupted:  # its machine is going down, or the sweep is: this worker is lost
         os._exit(1)
     return brought
 
 
-def _anywhere(options: RunOptions) -> RunOptions:
+def _anywhere(options: RunConfig) -> RunConfig:
     """With absolute paths: a worker may stand in another folder."""
-    return replace(
-        options,
-        model=replace(options.model, name=_absolute(options.model.name)),
-        source=replace(options.source, name=_absolute(options.source.name)),
+    return options.but(
+        model_name_or_path=_absolute(options.model_name_or_path), dataset_name=_absolute(options.dataset_name)
     )
 
 
@@ -157,17 +158,17 @@ def largest(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: max(node.get(name, 0) for node in alive) for name in ("CPU", "GPU", "memory")}
 
 
-def needs(options: RunOptions, gpu_memory: int, node: dict[str, float]) -> dict[str, float]:
+def needs(options: RunConfig, gpu_memory: int, node: dict[str, float]) -> dict[str, float]:
     """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be told.
 
     ``gpu_memory`` are the bytes of one GPU, 0 without; ``node`` is what the largest node has. More than that is not
     asked for: the cell would wait for ever, and out of memory is a result.
     """
     found: dict[str, float] = {"num_cpus": 1}
-    on_gpu = bool(gpu_memory) and options.model.device_map != "cpu"
+    on_gpu = bool(gpu_memory) and options.device_map != "cpu"
     device = Device("cuda" if on_gpu else "cpu", gpu_memory, 1.0, 1.0)
     try:
-        size = estimate(options, read_sizes(options.model), device).vram_bytes
+        size = estimate(options, read_sizes(locate(options.model)), device).vram_bytes
     except UserError:
         size = 0
     if on_gpu:
@@ -201,9 +202,22 @@ def _ray() -> Any:
     return ray
 
 
+def devices() -> set[str]:
+    """The devices of the cluster's workers, as records name them; to be asked within :func:`connected`."""
+    ray = _ray()
+    wanted = [{"num_cpus": 1}, *([{"num_gpus": 1}] if largest(ray.nodes()).get("GPU") else [])]
+    try:
+        return set(ray.get([ray.remote(**needed)(device_name).remote() for needed in wanted]))
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a worker of the Ray cluster cannot run sinkbench: {failure(error)}; see docs/cluster.md"
+        ) from error
+
+
 @contextmanager
-def _connected(ray: Any) -> Iterator[None]:
+def connected() -> Iterator[None]:
     """Within this context there is a cluster; one that was there before stays."""
+    ray = _ray()
     if ray.is_initialized():
         yield
         return

@@ -3,24 +3,26 @@
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
-from sinkbench.config import RunOptions
+import numpy as np
+
+from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
+from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.record import write_json
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.run import run
-from sinkbench.runs.writer import COLUMNS, put, rows_of
+from sinkbench.runs.writer import put, rows_of
 from sinkbench.sweeps.launchers.local import Shelf
 
 
@@ -34,14 +36,18 @@ class Transfer:
     sha256: str
 
 
-def work(options: RunOptions) -> Transfer:
-    """One cell, on a worker, in a folder of its own.
+def work(options: RunConfig, source: bytes | None = None) -> Transfer:
+    """One cell, on a worker, in a folder of its own; ``source`` is that of a strategy from a file, which is not here.
 
     Raises:
         UserError: as :func:`sinkbench.runs.run.run`.
     """
     with scratch() as folder:
-        here = replace(options, output_dir=folder, overwrite=False, resume=False)
+        here = options.but(output_dir=folder, overwrite=False, resume=False)
+        if source is not None:
+            file = folder / "strategy.py"
+            file.write_bytes(source)
+            here = here.but(experiment=f"{file}:{options.experiment.rpartition(':')[2]}")
         result = run(here, load=_shelf().load)
         rows = here.csv.read_bytes() if here.csv.exists() else b""
         record = here.csv.with_suffix(".json").read_bytes()
@@ -102,7 +108,7 @@ def checksum(rows: bytes, record: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
 
 
-def place(brought: Transfer, options: RunOptions) -> None:
+def place(brought: Transfer, options: RunConfig) -> None:
     """Put what was brought where ``options`` say, once it is known to be whole.
 
     Raises:
@@ -115,8 +121,8 @@ def place(brought: Transfer, options: RunOptions) -> None:
     if not brought.rows and options.csv.exists():
         return  # an older result stays until there is a first row, as with a run here
     record["command"] = ["sinkbench", *sys.argv[1:]]
-    record["options"] = asdict(options)
-    for about, name in (("model", options.model.name), ("dataset", options.source.name)):
+    record["options"] = options.model_dump(mode="json")
+    for about, name in (("model", options.model_name_or_path), ("dataset", options.dataset_name)):
         if about in record:
             record[about]["name"] = name
     try:
@@ -128,7 +134,7 @@ def place(brought: Transfer, options: RunOptions) -> None:
         put(options.csv, brought.rows)
 
 
-def verified(brought: Transfer, options: RunOptions) -> dict[str, Any]:
+def verified(brought: Transfer, options: RunConfig) -> dict[str, Any]:
     """The record of what was brought.
 
     Raises:
@@ -140,15 +146,14 @@ def verified(brought: Transfer, options: RunOptions) -> dict[str, Any]:
     try:
         record = json.loads(brought.record)
         said = record["rows"], record["key"]
-        cells = rows_of(brought.rows, COLUMNS, options.csv).cells
-        right = all(
-            int(row["input_length"]) == number and math.isfinite(float(row["nll"]))
-            for number, row in enumerate(cells, start=1)
+        rows = rows_of(brought.rows, BASE_COLUMNS, options.csv).frame
+        right = len(rows) == 0 or (
+            np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
         )
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is not whole: {error}") from error
-    if not right or len(cells) != said[0]:
-        raise UserError(f"{where} is not whole: {len(cells)} rows where its record says {said[0]}")
+    if not right or len(rows) != said[0]:
+        raise UserError(f"{where} is not whole: {len(rows)} rows where its record says {said[0]}")
     return record
 
 

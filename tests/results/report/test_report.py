@@ -16,14 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from sinkbench.results.comparison import interval
-from sinkbench.results.report.collect import COLUMNS, Group, Run, collect
-from sinkbench.results.report.comparing import compare_runs
+from sinkbench.results.columns import MEASURES, Presence, known_columns
+from sinkbench.results.intervals import interval
+from sinkbench.results.report.collect import Group, collect
+from sinkbench.results.report.comparing import compare_group
 from sinkbench.results.report.markdown import escaped, fenced
 from sinkbench.results.report.sections import report
-from sinkbench.results.report.summary import measure
+from sinkbench.results.report.summary import summarise
 from sinkbench.results.report.warnings import find_warnings
 from sinkbench.results.report.writing import write_report
+from sinkbench.results.run import Run
 
 RESULTS = Path(__file__).parents[3] / "results"
 BENCHMARK = Path(__file__).parents[2] / "fixtures" / "llama_2_7b"
@@ -53,7 +55,7 @@ def made(name="windowed", n=600, nll=2.0, seed=0, **record):
         "dataset": {"name": "text", "tokens": n + 1, "sha256": "0" * 64},
         "versions": {"torch": "2.0", "python": "3.11"},
     }
-    return Run(name, facts["experiment"], frame.reindex(columns=COLUMNS), facts | record)
+    return Run(name, facts["experiment"], frame.reindex(columns=known_columns()), facts | record)
 
 
 def with_rows(run, **columns):
@@ -63,9 +65,7 @@ def with_rows(run, **columns):
 def saved(run, folder):
     """``run`` as files, with the columns that it has."""
     folder.mkdir(parents=True, exist_ok=True)
-    optional = [
-        name for name in run.frame if name in ("fresh_nll", "repetition", "non_word", "kv_cache_bytes", "token")
-    ]
+    optional = [name for name in run.frame if MEASURES[name].presence is not Presence.SEED]
     empty = [name for name in optional if run.frame[name].isna().all()]
     frame = run.frame.drop(columns=empty).astype({"input_length": int})
     frame.to_csv(folder / f"{run.name}.csv", index=False)
@@ -215,8 +215,8 @@ def test_a_file_that_cannot_be_read_is_a_warning_and_the_others_are_shown(tmp_pa
 def test_of_a_thinned_file_the_perplexity_is_that_of_all_rows_and_the_interval_lies_around_it():
     run = made(n=2000)
     thinned = replace(run, frame=run.frame.iloc[4::5].reset_index(drop=True))
-    found = measure(thinned).perplexity
-    assert found.value == pytest.approx(measure(run).perplexity.value)
+    found = summarise(thinned).perplexity
+    assert found.value == pytest.approx(summarise(run).perplexity.value)
     logs = interval(thinned.frame["nll"].to_numpy())
     assert np.log(found.high) - np.log(found.value) == pytest.approx(logs.high - logs.value)
     assert found.low < found.value < found.high
@@ -230,28 +230,55 @@ def failing(name, at, n, seed=0):
     return with_rows(run, nll=worse, overall_ppl=np.exp(worse.expanding().mean()))
 
 
-def test_where_a_run_breaks_is_told_also_behind_the_end_of_a_shorter_one():
+def test_where_a_run_breaks_is_known_also_behind_the_end_of_a_shorter_one():
     runs = [failing("transformers", 2500, 4000), failing("windowed", 500, 900), failing("attention_sinks", 10**9, 5000)]
-    shared = compare_runs(runs)
+    shared = compare_group(runs)
     assert shared.tokens == 900
     assert shared.onsets["transformers"].token == pytest.approx(2500, abs=2)
     assert shared.onsets["windowed"].token == pytest.approx(500, abs=2)
     assert shared.onsets["attention_sinks"].token is None
 
 
-@pytest.mark.parametrize(("every", "told"), [(1, True), (5, True), (20, False)])
-def test_rows_too_sparse_do_not_tell_where_a_run_breaks(every, told):
+@pytest.mark.parametrize(("every", "known"), [(1, True), (5, True), (20, False)])
+def test_rows_too_sparse_do_not_tell_where_a_run_breaks(every, known):
     runs = [failing("transformers", 10**9, 12000), failing("windowed", 6000, 12000)]
     runs = [replace(run, frame=run.frame.iloc[every - 1 :: every].reset_index(drop=True)) for run in runs]
-    shared = compare_runs(runs)
-    assert ("windowed" in shared.onsets) == told
-    assert bool(shared.untold) == (not told)
-    if told:
+    shared = compare_group(runs)
+    assert ("windowed" in shared.onsets) == known
+    assert bool(shared.not_judged) == (not known)
+    if known:
         assert shared.onsets["windowed"].token == pytest.approx(6000, abs=2 * every)
-    whole = compare_runs([failing("transformers", 10**9, 12000), failing("windowed", 6000, 12000)])
+    whole = compare_group([failing("transformers", 10**9, 12000), failing("windowed", 6000, 12000)])
     assert [run.loss and run.loss.value for run in shared.compared] == [
         run.loss and pytest.approx(run.loss.value) for run in whole.compared
     ]
+
+
+def sections_of(*runs):
+    (section,) = report("title", [Group("", list(runs))]).sections
+    return section
+
+
+def test_dense_attention_read_beyond_what_the_model_was_trained_for_is_a_warning_once():
+    trained = {"model": {"name": "tiny", "revision": "abc", "context_length": 500}}
+    section = sections_of(made("transformers", **trained), made("windowed", **trained), made("recompute", **trained))
+    (warning,) = section.warnings
+    assert (warning.kind, warning.runs) == ("no baseline", ("transformers",))
+    assert "beyond the 500 tokens the model was trained for: from there on it is no baseline" in warning.message
+    enough = {"model": trained["model"] | {"context_length": 600}}
+    assert sections_of(made("transformers", **enough), made("windowed", **enough)).warnings == []
+
+
+def test_dense_attention_that_fails_is_a_warning_where_no_record_says_so():
+    section = sections_of(failing("transformers", 2500, 4000), failing("windowed", 10**9, 4000))
+    (warning,) = [warning for warning in section.warnings if warning.kind == "no baseline"]
+    assert "dense attention fails from token 2,5" in warning.message
+
+
+def test_of_two_dense_runs_none_is_the_baseline_and_a_note_says_so():
+    section = sections_of(made("transformers-a"), made("transformers-b", seed=1), made("windowed", seed=2))
+    assert "NLL above dense" not in next(iter(cells(section.shared).values()))
+    assert any("2 runs are of dense attention" in note for note in section.shared.notes)
 
 
 def test_runs_over_different_tokens_are_reported_and_not_compared(tmp_path):

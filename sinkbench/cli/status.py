@@ -1,0 +1,8 @@
+"""Exit statuses: how a process says what ended its work."""
+
+STATUSES = {"SIGINT": 130, "SIGTERM": 143}  # 128 and the signal's number, as shells have it
+
+
+def status_of(exit_reason: str) -> int:
+    """The exit status for a run that ended so: 0 unless a signal ended it."""
+    return next((status for name, status in STATUSES.items() if f"interrupted ({name})" == exit_reason), 0)
