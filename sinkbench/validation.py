@@ -39,7 +39,7 @@ def _listed(value: Any) -> Any:
 
 
 def _distinct(values: list[Any]) -> list[Any]:
-    return list(dict.fromkeys(values))
+    return [value for place, value in enumerate(values) if value not in values[:place]]
 
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench.api.decoding import Detokenizer, Sampling, Session, speak
+from sinkbench.api.decoding import Detokenizer, Sampling, Session, stream_tokens
 from sinkbench.errors import UserError
 from sinkbench.strategies import Plan
 
@@ -46,7 +46,7 @@ class Chat:
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        self.listener = Session(self.model, self.plan)
+        self.session = Session(self.model, self.plan)
         self.turns = self.tokens = 0
 
     def say(self, message: str, max_new_tokens: int) -> Iterator[str]:
@@ -54,15 +54,15 @@ class Chat:
         fed = self._encoded(self._first(message) if not self.turns else self._next(message))
         self.turns += 1
         self.tokens += len(fed)
-        typist = Detokenizer(self.tokenizer)
-        with closing(speak(self.listener, fed, self.sampling, self.generator)) as spoken:
-            for said in islice(spoken, max_new_tokens):
+        detokenizer = Detokenizer(self.tokenizer)
+        with closing(stream_tokens(self.session, fed, self.sampling, self.generator)) as generated:
+            for said in islice(generated, max_new_tokens):
                 if said.token in self._stops:
                     return
                 self.tokens += 1
-                yield typist.put(said.token)
+                yield detokenizer.put(said.token)
         # the last token was said but never read, as the answer was cut: it is read with the next message
-        self.listener.read([said.token])
+        self.session.read([said.token])
 
     def stats(self) -> str:
         """Cache and memory, in one line."""
@@ -70,8 +70,8 @@ class Chat:
         most = self.plan.context or self.plan.window
         room = "no limit" if most is None else f"of {most:,}"
         return (
-            f"{self.turns:,} turns, {self.tokens:,} tokens so far; cache: {self.listener.held:,} entries ({room}), "
-            f"{self.listener.kv_cache_bytes / 2**20:.1f} MiB; process: {memory / 2**20:,.0f} MiB"
+            f"{self.turns:,} turns, {self.tokens:,} tokens so far; cache: {self.session.held:,} entries ({room}), "
+            f"{self.session.kv_cache_bytes / 2**20:.1f} MiB; process: {memory / 2**20:,.0f} MiB"
         )
 
     def _first(self, message: str) -> str:

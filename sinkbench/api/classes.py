@@ -90,8 +90,8 @@ class SinkCache(BatchedCache):
         self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
     ) -> None:
         chosen = _chosen(attention_sink_size, attention_sink_window_size)
-        attached = Patch.to(model)
-        weakref.finalize(self, attached.release)
+        patch = Patch.to(model)
+        weakref.finalize(self, patch.release)
         super().__init__(model, _plan(model, chosen))
 
 
@@ -105,16 +105,16 @@ def attention_sinks(
         UserError: sizes that cannot be, or a model whose positions cannot stream.
     """
     chosen = _chosen(attention_sink_size, attention_sink_window_size)
-    attached = Patch.to(model)
-    before = attached.plan
+    patch = Patch.to(model)
+    before = patch.plan
     try:
         plan = _plan(model, chosen)
         BatchedCache(model, plan)  # refuses what cannot stream
-        attached.plan = plan
+        patch.plan = plan
         yield model
     finally:
-        attached.plan = before
-        attached.release()
+        patch.plan = before
+        patch.release()
 
 
 def _refuse_random(name: Any, info: dict[str, Any]) -> None:
@@ -130,11 +130,11 @@ def _plan(model: PreTrainedModel, chosen: Chosen) -> Plan:
 
 
 def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
-    attached = Patch.to(model)
+    patch = Patch.to(model)
     plan = _plan(model, chosen)
     if model.device.type != "meta":
         BatchedCache(model, plan)  # refuses what cannot stream
-    attached.plan = plan
+    patch.plan = plan
     return model
 
 

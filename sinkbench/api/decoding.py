@@ -101,20 +101,20 @@ class Session:
         return torch.tensor([tokens], device=self.model.device)
 
 
-def speak(
-    listener: Session, prompt: Iterable[int], sampling: Sampling, generator: torch.Generator
+def stream_tokens(
+    session: Session, prompt: Iterable[int], sampling: Sampling, generator: torch.Generator
 ) -> Generator[GeneratedToken]:
     """Read ``prompt``, then say one token after another for ever; each is read when the next one is asked for."""
     tokens = list(prompt)
     while True:
         synchronize()
         begin = time.perf_counter()
-        logits = listener.read(tokens)
+        logits = session.read(tokens)
         synchronize()
         latency = time.perf_counter() - begin
         token = sampling.choose(logits, generator)
         nll = -float(logits.log_softmax(-1)[token])
-        yield GeneratedToken(token, nll, latency, listener.kv_cache_bytes)
+        yield GeneratedToken(token, nll, latency, session.kv_cache_bytes)
         tokens = [token]
 
 

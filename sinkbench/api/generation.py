@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench.api.decoding import Detokenizer, GeneratedToken, Sampling, Session, speak
+from sinkbench.api.decoding import Detokenizer, GeneratedToken, Sampling, Session, stream_tokens
 from sinkbench.config import GenerateConfig
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.errors import UserError
@@ -122,14 +122,14 @@ def _write(
 ) -> None:
     sampling = Sampling(options.temperature, options.top_p, tuple(tokenizer.all_special_ids))
     generator = torch.Generator().manual_seed(options.seed)
-    typist = Detokenizer(tokenizer)
+    detokenizer = Detokenizer(tokenizer)
     repetition, non_words = Repetition(), NonWords(tokenizer, vocabulary_of(options.prompt))
-    said = speak(Session(model, plan), written.prompt, sampling, generator)
-    for spoken in islice(said, options.max_new_tokens):
+    said = stream_tokens(Session(model, plan), written.prompt, sampling, generator)
+    for generated in islice(said, options.max_new_tokens):
         with undisturbed():
-            written.said.append(spoken)
-            written.rates.append((repetition.put(spoken.token), non_words.put(spoken.token)))
-        piece = typist.put(spoken.token)
+            written.said.append(generated)
+            written.rates.append((repetition.put(generated.token), non_words.put(generated.token)))
+        piece = detokenizer.put(generated.token)
         written.text += piece
         show(piece)
         if len(written.said) - len(written.fresh) >= BLOCK:
@@ -142,15 +142,15 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
     done = len(written.fresh)
     if done == len(written.said):
         return
-    tokens = torch.tensor(written.prompt + [spoken.token for spoken in written.said])
+    tokens = torch.tensor(written.prompt + [generated.token for generated in written.said])
     begin = len(written.prompt) + done
     written.fresh += fresh_nll(model, tokens[max(0, begin - BLOCK) : begin], tokens[begin:])
     for i in range(done, len(written.said)):
-        spoken, (repeated, odd) = written.said[i], written.rates[i]
+        generated, (repeated, odd) = written.said[i], written.rates[i]
         fed = len(written.prompt) + i
-        step = Steps(fed, [spoken.nll], spoken.latency, vram_allocated(), [spoken.kv_cache_bytes])
+        step = Steps(fed, [generated.nll], generated.latency, vram_allocated(), [generated.kv_cache_bytes])
         more = {"fresh_nll": [written.fresh[i]], "repetition": [repeated], "non_word": [odd]}
-        writer.write(step, [spoken.token], more)
+        writer.write(step, [generated.token], more)
 
 
 def _opening(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
@@ -180,6 +180,6 @@ def _closing(written: Written) -> dict[str, Any]:
         "prompt_tokens": len(written.prompt),
         "seconds": written.seconds,
         "fresh_nll_by_block": {"tokens_a_block": BLOCK, "mean": [mean(block) for block in blocks]},
-        "peak_kv_cache_bytes": max((spoken.kv_cache_bytes for spoken in written.said), default=0),
+        "peak_kv_cache_bytes": max((generated.kv_cache_bytes for generated in written.said), default=0),
         "text": written.text,
     }

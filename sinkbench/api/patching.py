@@ -31,15 +31,15 @@ MODES = (
 class Method:
     """Stands before the method ``name`` of a model; it looks like that method to ``inspect``."""
 
-    def __init__(self, attached: "Patch", name: str) -> None:
-        self.attached, self.name = attached, name
+    def __init__(self, patch: "Patch", name: str) -> None:
+        self.patch, self.name = patch, name
 
     @property
     def __wrapped__(self) -> Callable[..., Any]:
-        return self.attached.own(self.name)
+        return self.patch.own(self.name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.attached, self.name)(*args, **kwargs)
+        return getattr(self.patch, self.name)(*args, **kwargs)
 
 
 class Patch:
@@ -63,9 +63,9 @@ class Patch:
     def to(cls, model: PreTrainedModel) -> "Patch":
         """What is attached to ``model``, made where there is nothing; to be released once (:meth:`release`)."""
         method = vars(model).get("forward")
-        attached = method.attached if isinstance(method, Method) else cls(model)
-        attached.holders += 1
-        return attached
+        patch = method.patch if isinstance(method, Method) else cls(model)
+        patch.holders += 1
+        return patch
 
     def release(self) -> None:
         """Leave the model as it was, unless somebody else still needs this."""

@@ -36,11 +36,19 @@ def _gptj(module: Any, attend: Attend) -> dict[str, Callable]:
     return {"_attn": attn}
 
 
+def _falcon_heads(module: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values ``(B, n, H, D)``; multi-query without an index that a captured graph cannot take."""
+    if module.new_decoder_architecture or not module.multi_query:
+        return module._split_heads(fused)
+    heads = fused.unflatten(-1, (module.num_heads + 2, module.head_dim))
+    return heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
+
+
 def _falcon(module: Any, attend: Attend) -> dict[str, Callable]:
     def forward(
         hidden_states: Tensor, alibi: Tensor | None, layer_past: Any = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        query, key, value = (x.transpose(1, 2) for x in module._split_heads(module.query_key_value(hidden_states)))
+        query, key, value = (x.transpose(1, 2) for x in _falcon_heads(module, module.query_key_value(hidden_states)))
         if alibi is None:
             query, key = falcon_rotary(query, key, *kwargs["position_embeddings"])
         key, value = layer_past.update(key, value, module.layer_idx)

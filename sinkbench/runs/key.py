@@ -4,7 +4,7 @@ Results with one key have the same NLLs: in float32 up to rounding, in half prec
 device differ by. It covers the weights, the ids of all tokens, the dtype, the strategy with its parameters, positions,
 format and, where it is not built in, its source, and every option that decides as it stands
 (:attr:`sinkbench.config.Option.decides`). What it does not cover is the device: that decides what a result costs and
-how far it comes, so that a sweep compares devices too (:mod:`sinkbench.sweeps.plan`).
+how far it comes, so a sweep compares devices too (:mod:`sinkbench.sweeps.plan`).
 """
 
 import hashlib

@@ -32,6 +32,10 @@ BUILTIN = {
     "recompute": "recompute:Recompute",
     "context_shift": "context_shift:ContextShift",
     "pyramid": "pyramid:Pyramid",
+    "h2o": "h2o:H2O",
+    "tova": "tova:Tova",
+    "knorm": "knorm:Knorm",
+    "keydiff": "keydiff:KeyDiff",
     "random": "random:Random",
 }
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sinkbench.api import chat as chatting
 from sinkbench.api import decoding as speaking
-from sinkbench.api.decoding import Detokenizer, Sampling, Session, speak
+from sinkbench.api.decoding import Detokenizer, Sampling, Session, stream_tokens
 from sinkbench.errors import UserError
 from sinkbench.metrics import fluency
 from sinkbench.metrics.fluency import NonWords, Repetition, words_of
@@ -79,10 +79,10 @@ def test_text_is_written_under_any_strategy_and_shown_as_it_comes(experiment, wr
     # what was said, again
     model = tiny.ROTARY["llama"]()
     tokens = torch.tensor([9, 17, 30, *frame.token])
-    listener = Session(model, tiny.plan(model, experiment, 16))
-    again = [-float(listener.read(tokens[:3]).log_softmax(-1)[tokens[3]])]
+    session = Session(model, tiny.plan(model, experiment, 16))
+    again = [-float(session.read(tokens[:3]).log_softmax(-1)[tokens[3]])]
     for i in range(3, 42):
-        again.append(-float(listener.read(tokens[i : i + 1]).log_softmax(-1)[tokens[i + 1]]))
+        again.append(-float(session.read(tokens[i : i + 1]).log_softmax(-1)[tokens[i + 1]]))
     assert frame.nll.to_list() == pytest.approx(again, abs=2e-4)
 
 
@@ -93,13 +93,13 @@ def test_the_seed_decides_and_zero_temperature_takes_the_likeliest(write, tmp_pa
         tokens.append(list(pd.read_csv(tmp_path / "generate_attention_sinks.csv").token))
     assert tokens[0] == tokens[1] != tokens[2]
     model = tiny.ROTARY["llama"]()
-    spoken = speak(
+    generated = stream_tokens(
         Session(model, tiny.plan(model, "attention_sinks", 16)),
         [9, 17, 30],
         Sampling(0, 1.0, (0, 1, 2, 3, 4)),
         torch.Generator(),
     )
-    assert tokens[3] == [next(spoken).token for _ in range(30)]
+    assert tokens[3] == [next(generated).token for _ in range(30)]
 
 
 def test_top_p_leaves_the_likeliest_only():
@@ -116,8 +116,8 @@ def test_pieces_of_text_put_together_are_the_text():
             return bytes(tokens).decode("utf-8", errors="replace")
 
     text = "plain, ümlaut, 漢字, 👩‍🚀 and on"
-    typist = Detokenizer(Bytes())
-    assert "".join(typist.put(b) for b in text.encode()) == text
+    detokenizer = Detokenizer(Bytes())
+    assert "".join(detokenizer.put(b) for b in text.encode()) == text
 
 
 # Fluency
@@ -226,14 +226,14 @@ def test_only_what_is_new_is_fed_and_memory_is_constant(chat, monkeypatch):
     sizes = set()
     for turn in range(30):
         "".join(chat.say(f"w{turn + 10} w7", 8))
-        sizes |= {(chat.listener.held, chat.listener.kv_cache_bytes)} if turn > 3 else set()
+        sizes |= {(chat.session.held, chat.session.kv_cache_bytes)} if turn > 3 else set()
     assert sizes == {(32, 32 * 2 * 4 * 2 * 16 * 2)}
     assert (chat.turns, len(fed)) == (30, chat.tokens)
     assert fed[:5] == [3, 10, 7, 2, 4]
     assert fed[13:19] == [2, 3, 11, 7, 2, 4]  # the answer's end comes with the next message
     assert "30 turns" in chat.stats()
     chat.reset()
-    assert (chat.turns, chat.listener.held) == (0, 0)
+    assert (chat.turns, chat.session.held) == (0, 0)
 
 
 def test_an_answer_ends_where_the_template_ends_it(chat, monkeypatch):

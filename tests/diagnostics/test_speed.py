@@ -64,3 +64,8 @@ def test_the_command_writes_the_same_table_as_markdown_and_json(here, tmp_path):
         assert len(cost["timings"]) > 0
     assert "the seed's loop" in out
     assert record["versions"]["torch"] == torch.__version__
+
+
+def test_the_floor_counts_the_cache_of_a_multi_query_model_once():
+    model = tiny.ROTARY["falcon"]()
+    assert speed._bytes_a_token(model, 10) - speed._bytes_a_token(model, 0) == 10 * 4 * 2 * 2 * 16  # one head a layer

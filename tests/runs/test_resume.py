@@ -139,3 +139,28 @@ def test_a_changed_digit_in_an_nll_is_noticed(finished, here):
     finished.write_text("".join([*lines[:40], ",".join(cells), *lines[41:]]))
     status, _, error = here(*run(finished.parent, "--resume"))
     assert (status, "line 41 is damaged" in error) == (2, True)
+
+
+def test_nothing_of_an_earlier_session_is_erased(finished, here):
+    path = finished.with_suffix(".json")
+    elsewhere = json.loads(path.read_text())
+    elsewhere["device"] = elsewhere["sessions"][0]["device"] = "another machine"
+    elsewhere["sessions"][0]["versions"]["torch"] = "0.1"
+    path.write_text(json.dumps(elsewhere))
+    cut(finished, 100)
+    assert here(*run(finished.parent, "--resume"))[0] == 0
+    first, second = json.loads(path.read_text())["sessions"]
+    assert (first["device"], first["versions"]["torch"]) == ("another machine", "0.1")
+    assert second["device"] != "another machine"
+    assert (second["first_row"], second["rows"]) == (101, TOKENS - 100)
+
+
+def test_a_record_of_an_older_version_is_refused_in_one_line(finished, here):
+    path = finished.with_suffix(".json")
+    old = json.loads(path.read_text())
+    del old["determined_by"]["strategy"]
+    path.write_text(json.dumps(old))
+    status, _, error = here(*run(finished.parent, "--resume"))
+    assert status == 2
+    assert "an older sinkbench wrote it" in error
+    assert len(error.splitlines()) == 1

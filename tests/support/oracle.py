@@ -157,6 +157,101 @@ def oracle_logits(model: PreTrainedModel, stream: Tensor, window: int, sinks: in
     return logits
 
 
+class Text(OracleLayer):
+    """All keys ever, as they were rotated at their place in the text, of which only the held ones are attended to."""
+
+    def __init__(self, rotations: Rotations, held: Callable[[int], list[int]]) -> None:
+        super().__init__(rotations, 0, 0, False)
+        self.held, self.fed = held, 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rotate, self.rotations.latest = self.rotations.latest, None
+        if rotate is not None:
+            key_states = rotate(key_states, torch.tensor([self.fed]))
+        self.keys, self.values = torch.cat((self.keys, key_states), 2), torch.cat((self.values, value_states), 2)
+        seen = [*self.held(self.fed), self.fed]
+        self.fed += 1
+        return self.keys[:, :, seen], self.values[:, :, seen]
+
+    def get_seq_length(self) -> int:
+        return len(self.held(self.fed))
+
+
+class Ranked(Text):
+    """All keys ever, unrotated; the held ones are rotated anew on every step, to their ranks among them."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        rotate, self.rotations.latest = self.rotations.latest, None
+        self.keys, self.values = torch.cat((self.keys, key_states), 2), torch.cat((self.values, value_states), 2)
+        seen = [*self.held(self.fed), self.fed]
+        self.fed += 1
+        keys = self.keys[:, :, seen]
+        if rotate is not None:  # the newest is the last, and stands where the query does
+            keys = rotate(keys, torch.arange(self.query - len(seen) + 1, self.query + 1))
+        return keys, self.values[:, :, seen]
+
+
+Rule = Callable[[int, int, int], list[int]]  # number of the layer, of how many, tokens fed: indices in the text held
+
+
+def by_position(model: PreTrainedModel, stream: Tensor, rule: Rule, positions: str) -> Tensor:
+    """The NLL of every token of ``stream`` but the first, from caches that hold what ``rule`` says.
+
+    ``rule`` governs the layers with full attention, and sliding layers (whose own window must then be longer) where
+    there are no others. Positions are ``text`` or ``cache``.
+    """
+    if model.config.model_type in ("bloom", "mpt") or getattr(model.config, "alibi", False):
+        return _alibi_in_text(model, stream, rule) if positions == "text" else _ranked(model, stream, rule, Ranked)
+    return _ranked(model, stream, rule, Text if positions == "text" else Ranked)
+
+
+def _ranked(model: PreTrainedModel, stream: Tensor, rule: Rule, kind: type[Text]) -> Tensor:
+    rotations, config, count = Rotations(model), model.config, model.config.num_hidden_layers
+    sliding = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention" if sliding else "full_attention"] * count
+    governed = [i for i, kind_ in enumerate(kinds) if kind_ == "full_attention"] or list(range(count))
+    cache, mine, own = DynamicCache(config=config), [], []
+    for i, name in enumerate(kinds):
+        if i in governed:
+            number = governed.index(i)
+            layer = kind(rotations, lambda fed, number=number: rule(number, len(governed), fed))
+            mine.append(layer)
+        elif name == "sliding_attention":
+            layer = OracleLayer(rotations, 0, sliding - 1, True)
+            own.append(layer)
+        else:
+            continue
+        cache.layers[i] = layer
+    logits = []
+    with torch.inference_mode(), rotations.caught():
+        for t in range(len(stream) - 1):
+            position = t if kind is Text else max(len(layer.held(t)) for layer in mine)
+            for layer in [*mine, *own]:
+                layer.query = position
+            logits.append(_step(model, cache, stream, t, position))
+    return _nll(logits, stream)
+
+
+def _alibi_in_text(model: PreTrainedModel, stream: Tensor, rule: Rule) -> Tensor:
+    """Dense attention in which what is gone is masked: every term is that of a key's place in the text."""
+    modeling, cache, logits = sys.modules[type(model).__module__], DynamicCache(config=model.config), []
+    with torch.inference_mode(), ExitStack() as stack:
+        if hasattr(modeling, "build_alibi_tensor"):  # it counts what the mask shows: here all are counted
+            original = modeling.build_alibi_tensor
+            counted = lambda mask, *rest, **more: original(torch.ones_like(mask), *rest, **more)  # noqa: E731
+            stack.enter_context(patch.object(modeling, "build_alibi_tensor", counted))
+        for t in range(len(stream) - 1):
+            mask = torch.zeros(1, t + 1, dtype=torch.long)
+            mask[0, [*rule(0, model.config.num_hidden_layers, t), t]] = 1
+            out = model(stream[None, t : t + 1], past_key_values=cache, use_cache=True, attention_mask=mask)
+            logits.append(out.logits[0, -1].clone())
+    return _nll(logits, stream)
+
+
 def dense(model: PreTrainedModel, stream: Tensor) -> Tensor:
     """The same NLLs from transformers' own cache, which drops nothing."""
     cache = DynamicCache(config=model.config)

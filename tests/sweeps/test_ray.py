@@ -202,13 +202,13 @@ def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file
 
 
 @pytest.fixture
-def brought(file, tmp_path):
+def transfer(file, tmp_path):
     options = read(file).cells()[1].but(num_tokens=30, output_dir=tmp_path)
     return options, work(options)
 
 
-def test_what_was_brought_back_is_put_where_it_belongs(brought):
-    options, whole = brought
+def test_what_was_brought_back_is_put_where_it_belongs(transfer):
+    options, whole = transfer
     place(whole, options)
     assert options.csv.read_bytes() == whole.rows
     assert sorted(p.name for p in options.output_dir.iterdir()) == [
@@ -218,8 +218,8 @@ def test_what_was_brought_back_is_put_where_it_belongs(brought):
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a row", "a row twice", "a number"])
-def test_what_is_damaged_on_its_way_is_refused_and_nothing_is_written(damage, brought):
-    options, whole = brought
+def test_what_is_damaged_on_its_way_is_refused_and_nothing_is_written(damage, transfer):
+    options, whole = transfer
     lines = whole.rows.splitlines(keepends=True)
     rows = {
         "a byte": whole.rows[:-2] + bytes([whole.rows[-2] ^ 1]) + whole.rows[-1:],
@@ -235,8 +235,8 @@ def test_what_is_damaged_on_its_way_is_refused_and_nothing_is_written(damage, br
     assert not list(options.output_dir.iterdir())
 
 
-def test_another_runs_result_is_not_replaced_unasked(brought):
-    options, whole = brought
+def test_another_runs_result_is_not_replaced_unasked(transfer):
+    options, whole = transfer
     place(whole, options)
     record = json.loads(options.csv.with_suffix(".json").read_text())
     options.csv.with_suffix(".json").write_text(json.dumps(record | {"key": "another"}))

@@ -193,19 +193,25 @@ def test_a_cell_that_cannot_run_is_on_record_and_the_others_run(here, file, tmp_
     assert record(out_of(path) / "llama" / "windowed.csv")["exit_reason"] == "finished"
 
 
-def test_a_sweep_that_is_interrupted_goes_on_where_it_was(here, file, tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_sweep_that_is_interrupted_goes_on_where_it_was(number, status, here, file, tmp_path):
     tokens = stream_of(tmp_path / "long.jsonl", 1001)
     path = file(dataset_name=str(tokens), num_tokens=1000, window_size=[16])
     csv, child = out_of(path) / "transformers.csv", begun(["sweep", path])
     await_rows(csv, child, 2000)
-    os.kill(child, signal.SIGINT)
-    assert ended(child) == 130
+    os.kill(child, number)
+    assert ended(child) == status
     cut = len(pd.read_csv(csv))
     assert cut < 1000
     status, _, error = here("sweep", path)
     assert status == 0, error
     assert list(pd.read_csv(csv).input_length) == list(range(1, 1001))
-    assert record(csv)["resumed_at"] == [cut]
+    found = record(csv)
+    assert found["resumed_at"] == [cut]
+    first, second = found["sessions"]
+    assert first["exit_reason"] == f"interrupted ({signal.Signals(number).name})"
+    assert [(s["first_row"], s["rows"]) for s in (first, second)] == [(1, cut), (cut + 1, 1000 - cut)]
+    assert first["seconds"] + second["seconds"] == pytest.approx(found["seconds"])
 
 
 def test_on_a_terminal_the_table_is_live(file):

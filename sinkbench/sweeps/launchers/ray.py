@@ -98,9 +98,9 @@ class _Tasks:
         """How a task ended, its files put in place, and whether another try may mend it."""
         errors = self.ray.exceptions
         try:
-            brought = self.ray.get(reference)
-            place(brought, options)
-            return brought.result, False
+            transfer = self.ray.get(reference)
+            place(transfer, options)
+            return transfer.result, False
         except errors.RayTaskError as error:
             reason, again = failure(error.cause or error), True
         except UserError as error:
@@ -132,10 +132,10 @@ class _Tasks:
 
 
 def _task(options: RunConfig, source: bytes | None) -> Transfer:
-    brought = work(options, source)
-    if brought.result.interrupted:  # its machine is going down, or the sweep is: this worker is lost
+    transfer = work(options, source)
+    if transfer.result.interrupted:  # its machine is going down, or the sweep is: this worker is lost
         os._exit(1)
-    return brought
+    return transfer
 
 
 def _anywhere(options: RunConfig) -> RunConfig:

@@ -108,17 +108,17 @@ def checksum(rows: bytes, record: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
 
 
-def place(brought: Transfer, options: RunConfig) -> None:
+def place(transfer: Transfer, options: RunConfig) -> None:
     """Put what was brought where ``options`` say, once it is known to be whole.
 
     Raises:
         UserError: it is not, another run's result is there, or it cannot be written.
     """
-    record = verified(brought, options)
+    record = verified(transfer, options)
     path = options.csv.with_suffix(".json")
     if options.csv.exists() and not options.overwrite and _key_in(path) != record["key"]:
         raise UserError(f"{options.csv} already exists, of another run: give --overwrite, or another --output-dir")
-    if not brought.rows and options.csv.exists():
+    if not transfer.rows and options.csv.exists():
         return  # an older result stays until there is a first row, as with a run here
     record["command"] = ["sinkbench", *sys.argv[1:]]
     record["options"] = options.model_dump(mode="json")
@@ -130,23 +130,23 @@ def place(brought: Transfer, options: RunConfig) -> None:
     except OSError as error:
         raise UserError(f"cannot write {options.output_dir}: {error.strerror or error}") from error
     write_json(path, record)  # before the rows: a record without them is no result, and what is there is done again
-    if brought.rows:
-        put(options.csv, brought.rows)
+    if transfer.rows:
+        put(options.csv, transfer.rows)
 
 
-def verified(brought: Transfer, options: RunConfig) -> dict[str, Any]:
+def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     """The record of what was brought.
 
     Raises:
         UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
     """
-    where = f"what a worker brought back of {options.csv.name}"
-    if checksum(brought.rows, brought.record) != brought.sha256:
+    where = f"what a worker sent back of {options.csv.name}"
+    if checksum(transfer.rows, transfer.record) != transfer.sha256:
         raise UserError(f"{where} is damaged: its SHA-256 does not fit")
     try:
-        record = json.loads(brought.record)
+        record = json.loads(transfer.record)
         said = record["rows"], record["key"]
-        rows = rows_of(brought.rows, BASE_COLUMNS, options.csv).frame
+        rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
         right = len(rows) == 0 or (
             np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
         )

@@ -137,13 +137,17 @@ def test_settings_in_which_runs_differ_are_set_apart(tmp_path):
     assert "window" not in shared
 
 
-@pytest.mark.parametrize(
-    "place", ["h200/smollm2_135m_parallel", "h200/smollm2_135m_stepwise", "smollm2_135m_cpu"], ids=lambda p: p[-12:]
-)
+@pytest.mark.parametrize("place", ["h200/smollm2_135m_parallel", "h200/smollm2_135m_stepwise"], ids=lambda p: p[-12:])
 def test_sound_results_of_this_repository_raise_no_warning(place):
     (group,) = collect([RESULTS / place])
     assert [run.name for run in group.runs] == ["transformers", "windowed", "attention_sinks"]
     assert find_warnings(group) == []
+
+
+def test_dense_attention_beyond_its_training_length_is_warned_of_once():
+    (section,) = report("title", collect([RESULTS / "smollm2_135m_cpu"])).sections
+    assert [warning.kind for warning in section.warnings] == ["no baseline"]
+    assert "8,192 tokens" in section.warnings[0].message
 
 
 def test_generated_texts_are_shown_and_not_compared():

@@ -1,0 +1,140 @@
+"""Where strategies come from, and one line for what is wrong with one."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from sinkbench.errors import UserError
+from sinkbench.strategies import Eviction, LayerSizes, choose, find, registry
+from sinkbench.strategies.pyramid import budgets
+from sinkbench.strategies.registry import BUILTIN, parse_settings
+
+SOURCE = '''
+from sinkbench.strategies import Strategy, Policy
+
+class LastHalf(Strategy):
+    """Half of the window."""
+
+    share: int = 2
+
+    def policy(self, window, layer=0, layers=1):
+        return Policy(window // self.share)
+
+class NoStrategy:
+    pass
+'''
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_a_class_in_a_file_is_named_by_path_and_class(file):
+    chosen = choose(f"{file}:LastHalf", 16, parameters={"share": 4})
+    assert (chosen.name, chosen.plan([LayerSizes("full", 1, 8)]).window) == ("last_half", 4)
+    assert chosen.found.sha256
+
+
+def test_an_edited_source_is_another_strategy(file):
+    before = choose(f"{file}:LastHalf", 16).identity
+    file.write_text(SOURCE.replace("Half of", "A part of"))
+    assert choose(f"{file}:LastHalf", 16).identity != before
+
+
+def test_an_entry_point_is_named_by_its_name(file, monkeypatch):
+    monkeypatch.syspath_prepend(str(file.parent))
+    point = EntryPoint("half", "mine:LastHalf", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == registry.GROUP else [])
+    assert choose("half", 16).plan([LayerSizes("full", 1, 8)]).window == 8
+    assert "half" in [found.name for found in registry.available()]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ("windwed", "did you mean windowed?"),
+        ("{file}:Nothing", "has no class 'Nothing'"),
+        ("{file}:NoStrategy", "is no strategy"),
+        ("nowhere/mine.py:LastHalf", "cannot be read: No such file"),
+        ("{broken}:X", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("{folder}.py:X", "cannot be read"),
+        ("", "is no strategy"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line(experiment, said, file, tmp_path):
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "folder.py").mkdir()
+    names = {"file": file, "broken": tmp_path / "broken.py", "folder": tmp_path / "folder"}
+    with pytest.raises(UserError) as error:
+        find(experiment.format(**names))
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "parameters", "said"),
+    [
+        ("random", {"seeds": 1}, "random has no parameter 'seeds'; did you mean seed?"),
+        ("windowed", {"seed": 1}, "windowed has no parameter 'seed'; it has none"),
+        ("random", {"seed": -1}, "--set seed: must be an integer of at least 0 (got -1)"),
+        ("random", {"seed": 1.5}, "--set seed: must be an integer of at least 0 (got 1.5)"),
+        ("pyramid", {"beta": 0}, "--set beta: "),
+        ("h2o", {"recent": 12, "sinks": 4}, "must be larger than the 4 sinks and the 12 recent tokens"),
+        ("attention_sinks", {"sinks": 16}, "must be larger than the 16 attention sinks"),
+    ],
+)
+def test_parameters_that_cannot_be_are_one_line(experiment, parameters, said):
+    with pytest.raises(UserError) as error:
+        choose(experiment, 16, parameters=parameters)
+    assert said in str(error.value)
+
+
+def test_the_sink_option_sets_the_sinks_of_those_that_have_them_and_defaults_are_their_own():
+    assert choose("h2o", 64).strategy.sinks == 0
+    assert choose("attention_sinks", 64).strategy.sinks == 4
+    assert choose("h2o", 64, sinks=3).strategy.sinks == 3
+    assert choose("windowed", 64, sinks=3).strategy.model_dump() == {}
+    with pytest.raises(UserError, match="exclude each other"):
+        choose("h2o", 64, sinks=3, parameters={"sinks": 2})
+
+
+def test_settings_are_read_as_toml_where_they_are_such():
+    assert parse_settings(["a=1", "b=0.5", "c=true", "d=word", "e-f = 'x'"]) == {
+        **{"a": 1, "b": 0.5, "c": True, "d": "word"},
+        "e_f": "x",
+    }
+    for wrong in ("a", "=1", "1=2"):
+        with pytest.raises(UserError, match="name=value"):
+            parse_settings([wrong])
+
+
+@pytest.mark.parametrize("window", [7, 64, 1024])
+@pytest.mark.parametrize("layers", [1, 2, 3, 30, 32])
+@pytest.mark.parametrize("beta", [1, 2, 20])
+def test_the_budgets_of_a_pyramid_sum_up_and_lie_on_a_line(window, layers, beta):
+    found = budgets(window, beta, layers)
+    assert sum(found) == window * layers
+    assert found == sorted(found, reverse=True)
+    if layers > 1:
+        top, bottom = window / beta, 2 * window - window / beta
+        line = [bottom + (top - bottom) * i / (layers - 1) for i in range(layers)]
+        assert all(abs(budget - exact) <= 1 for budget, exact in zip(found, line, strict=True))
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_strategy_says_in_a_sentence_what_it_keeps(name):
+    sentence = registry.sentence(find(name).kind) if hasattr(registry, "sentence") else find(name).kind.__doc__
+    assert sentence.strip().split("\n")[0].endswith(".")
+
+
+def test_a_stranger_needs_few_lines():
+    import inspect
+
+    from sinkbench.strategies import h2o, knorm, random, tova
+
+    for module, most in ((tova, 25), (h2o, 40), (random, 20), (knorm, 20)):
+        assert len(inspect.getsource(module).splitlines()) <= most
+    assert issubclass(h2o.H2O, Eviction)
