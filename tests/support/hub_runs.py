@@ -18,7 +18,9 @@ IDS = json.loads((LLAMA / "tokens.jsonl").read_text())["input_ids"]
 # A process that carries out command lines as they come: what one of its own does, without the seconds of imports.
 SHELL = """
 import contextlib, io, json, sys, traceback
+import datasets, transformers, sinkbench.runs.run
 from sinkbench.cli import main
+print("ready", flush=True)
 for line in sys.stdin:
     out, err, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -46,6 +48,7 @@ def shelling(endpoint: str, home: Path, **environment: str):
     """The command, in a process that stays: arguments in; exit status, standard output and standard error out."""
     command, env = [sys.executable, "-c", SHELL], {**surroundings(endpoint, home), **environment}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout.readline() == "ready\n"
 
         def call(*arguments):
             process.stdin.write(json.dumps([str(a) for a in arguments]) + "\n")

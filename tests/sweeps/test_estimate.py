@@ -181,6 +181,16 @@ def unmeasured() -> Iterator[None]:
         measure.cache_clear()
 
 
+def numpy_bandwidth() -> float:
+    matrix, vector = np.full((2**13, 4096), 0.5, dtype=np.float32), np.full(4096, 0.5, dtype=np.float32)
+    return matrix.nbytes / quickest(lambda: matrix @ vector)
+
+
+def numpy_rate() -> float:
+    square = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
+    return 2 * 1024**3 / quickest(lambda: square @ square)
+
+
 def quickest(work: Callable[[], object]) -> float:
     """Seconds of the quickest of ten."""
     times = []
@@ -191,14 +201,16 @@ def quickest(work: Callable[[], object]) -> float:
     return min(times)
 
 
-def test_a_device_is_measured_as_numpy_measures_it(unmeasured) -> None:
-    """Another library on the same cores: within a factor of three, since other processes may have them too."""
-    matrix, vector = np.full((2**13, 4096), 0.5, dtype=np.float32), np.full(4096, 0.5, dtype=np.float32)
-    read = matrix.nbytes / quickest(lambda: matrix @ vector)
-    assert 1 / 3 < bandwidth("cpu", torch.float32) / read < 3
-    square = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
-    rate = 2 * 1024**3 / quickest(lambda: square @ square)
-    assert 1 / 3 < matrix_rate("cpu", torch.float32) / rate < 3
+@pytest.mark.parametrize(("measure", "reference"), [(bandwidth, numpy_bandwidth), (matrix_rate, numpy_rate)])
+def test_a_device_is_measured_as_numpy_measures_it(unmeasured, measure, reference) -> None:
+    """Another library on the same core: within a factor of two. Each has ten looks, since others want the core too."""
+    ours, theirs = 0.0, 0.0
+    for _ in range(10):
+        measure.cache_clear()
+        ours, theirs = max(ours, measure("cpu", torch.float32)), max(theirs, reference())
+        if 1 / 2 < ours / theirs < 2:
+            return
+    pytest.fail(f"{ours:.3g} a second, where numpy comes to {theirs:.3g}")
 
 
 def test_a_device_is_measured_once(unmeasured, monkeypatch: pytest.MonkeyPatch) -> None:
