@@ -4,13 +4,14 @@ How numbers are encoded and what is read back is in :mod:`sinkbench.cache.format
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sinkbench.errors import UserError
 from sinkbench.strategies.policy import Policy
 from sinkbench.validation import nearest, shown
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BLOCKS = {"q8_0": (32, 34), "q4_0": (32, 18), "fp8_e4m3": (1, 1)}  # numbers of a block, and the bytes they take
 BITS = {"kivi2": 2, "kivi4": 4}
@@ -29,7 +30,7 @@ class Format:
     name: str = "model"
     recoded: ClassVar[bool] = False
 
-    def bytes_of(self, held: np.ndarray, head_dim: int, itemsize: int) -> np.ndarray:
+    def bytes_of(self, held: "np.ndarray", head_dim: int, itemsize: int) -> "np.ndarray":
         """Bytes of keys and values of one head, scales included, where ``held`` tokens are held.
 
         ``itemsize`` is that of the model's dtype.
@@ -73,8 +74,8 @@ class Kivi(Format):
         """How many of the first keys, and of the first values, are quantised once ``seen`` tokens have been fed."""
         return seen // self.residual * self.residual, max(0, seen - self.residual)
 
-    def bytes_of(self, held: np.ndarray, head_dim: int, itemsize: int) -> np.ndarray:
-        keys, values = held // self.residual * self.residual, np.maximum(0, held - self.residual)
+    def bytes_of(self, held: "np.ndarray", head_dim: int, itemsize: int) -> "np.ndarray":
+        keys, values = held // self.residual * self.residual, (held - self.residual).clip(min=0)
         few = keys + values
         code = self.bits / 8 + 2 * itemsize / self.group  # of a number, with its share in a minimum and a scale
         return head_dim * (few * code + (2 * held - few) * itemsize)
