@@ -83,6 +83,7 @@ ROTARY: dict[str, Builder] = {
     "cohere": partial(build, "cohere", logit_scale=1.0, **GROUPED),
     "glm": partial(build, "glm", head_dim=16, **GROUPED),
     "glm4": partial(build, "glm4", head_dim=16, **GROUPED),
+    "granite": partial(build, "granite", **GROUPED),
 }
 
 SCALED: dict[str, Builder] = {
