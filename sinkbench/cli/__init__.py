@@ -13,6 +13,7 @@ from sinkbench.cli.plot import plot
 from sinkbench.cli.report import report
 from sinkbench.cli.run import run
 from sinkbench.cli.speed import speed
+from sinkbench.cli.status import interruptible
 from sinkbench.cli.strategies import strategies
 from sinkbench.cli.sweep import sweep
 from sinkbench.errors import UserError
@@ -95,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = spelled(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        status = app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
+        with interruptible():
+            status = app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
         if isinstance(status, int) and status:
             raise SystemExit(status)
     except UserError as error:
@@ -108,7 +110,8 @@ def main(arguments: list[str] | None = None) -> None:
         # what the parser refuses carries its own exit status and says so in one line
         if debug or not hasattr(error, "format_message"):
             raise
-        _fail(f"{error.format_message().rstrip('.')} (see sinkbench --help)")
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        _fail(f"{message} (see sinkbench --help)")
 
 
 def _fail(message: str) -> None:

@@ -1,6 +1,5 @@
 """``sinkbench chat``: a conversation of any length in constant memory."""
 
-import signal
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,6 @@ import typer
 
 from sinkbench.cli.generate import show
 from sinkbench.cli.options import configured, takes
-from sinkbench.cli.status import STATUSES
 from sinkbench.config import ChatConfig
 from sinkbench.strategies.registry import chosen_by
 
@@ -32,19 +30,14 @@ def chat(given: dict[str, Any]) -> None:
     from sinkbench.api.decoding import Sampling
     from sinkbench.models.loading import check_format, load_model, load_tokenizer, locate
     from sinkbench.models.sizes import layer_sizes
-    from sinkbench.runs.signals import Interrupted, signals
 
-    try:
-        with signals():
-            checkpoint = locate(wanted.model)
-            check_format(chosen, checkpoint)
-            tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
-            plan = chosen.plan(layer_sizes(model.config))
-            sampling = Sampling(wanted.temperature, wanted.top_p)
-            partner = Chat(model, tokenizer, plan, sampling, wanted.seed, wanted.system)
-            _talk(partner, wanted.max_new_tokens, sys.stdin.isatty())
-    except Interrupted as asked:
-        raise typer.Exit(STATUSES[signal.Signals(asked.args[0]).name]) from None
+    checkpoint = locate(wanted.model)
+    check_format(chosen, checkpoint)
+    tokenizer, model = load_tokenizer(checkpoint), load_model(checkpoint)
+    plan = chosen.plan(layer_sizes(model.config))
+    sampling = Sampling(wanted.temperature, wanted.top_p)
+    partner = Chat(model, tokenizer, plan, sampling, wanted.seed, wanted.system)
+    _talk(partner, wanted.max_new_tokens, sys.stdin.isatty())
 
 
 def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:

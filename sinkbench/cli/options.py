@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from pydantic import BaseModel
@@ -37,9 +38,8 @@ def takes(config: type[BaseModel], helps: dict[str, str] | None = None) -> Calla
         def called(**values: Any) -> Any:
             own = {name: values.pop(name) for name in list(values) if name in mine}
             given = {name: value for name, value in values.items() if value is not None and value != []}
-            if "set" in given:
-                given["set"] = parse_settings(given["set"])
-            return command(given=given, **own)
+            read = {name: _value(value, config.model_fields[name].annotation) for name, value in given.items()}
+            return command(given=read, **own)
 
         mine = {name: p for name, p in inspect.signature(command).parameters.items() if name != "given"}
         options = options_of(config)
@@ -57,8 +57,8 @@ def _parameter(name: str, option: Option, config: type[BaseModel], text: str | N
     """An option of typer's: a default of its own would hide whether it was given, so that it is only shown."""
     field = config.model_fields[name]
     default = field.get_default(call_default_factory=True)
-    kind: Any = list[str] if name == "set" else _kind(default, str(field.annotation))
-    is_flag = kind is bool
+    is_flag = _takes(field.annotation, bool)
+    kind: Any = bool if is_flag else list[str] if _takes(field.annotation, dict) else str
     shown = option.default or (
         "" if default is None or (is_flag and not default) else str(default).lower() if is_flag else str(default)
     )
@@ -75,13 +75,20 @@ def _parameter(name: str, option: Option, config: type[BaseModel], text: str | N
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _kind(default: Any, annotation: str) -> type:
-    """The type that the parser is to read: the configuration checks the value."""
-    if isinstance(default, bool):
-        return bool
-    if isinstance(default, float):
-        return float
-    return int if isinstance(default, int) or "int" in annotation else str
+def _takes(annotation: Any, kind: type) -> bool:
+    """Whether an option that is declared so can be of this type."""
+    return annotation is kind or any(_takes(part, kind) for part in get_args(annotation))
+
+
+def _value(given: Any, annotation: Any) -> Any:
+    """What the line says, in the declared type where it can be read so; the configuration refuses what cannot."""
+    if isinstance(given, list):
+        return parse_settings(given)
+    for kind in (int, float) if isinstance(given, str) else ():
+        if _takes(annotation, kind):
+            with suppress(ValueError):
+                return kind(given)
+    return given
 
 
 def configured(config: type[Config], given: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:

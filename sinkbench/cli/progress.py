@@ -62,7 +62,8 @@ def outcome(result: RunResult, asked: int) -> str:
     if result.exit_reason == ENDED:
         return f"the dataset ended after {result.rows:,} of {asked:,} tokens"
     if result.interrupted:
-        return f"{result.exit_reason} after {result.rows:,} tokens; they are kept"
+        kept = f"after {result.rows:,} tokens; they are kept" if result.rows else "before the first token"
+        return f"{result.exit_reason} {kept}"
     return result.exit_reason
 
 

@@ -112,6 +112,8 @@ def refused(result, *words):
     [
         (["--window-size", "4"], ["larger than the 4 attention sinks", "--window-size"]),
         (["--window-size", "-5"], ["--window-size"]),
+        (["--window-size", "big"], ["--window-size must be an integer of at least 1", '"big"']),
+        (["--window-size", "16.5"], ["--window-size must be an integer of at least 1", "16.5"]),
         (["--num-tokens", "0"], ["--num-tokens"]),
         (["--attention-sink-size", "-1"], ["--attention-sink-size"]),
         (["--experiment", "dense"], ["--experiment", "windowed"]),
@@ -125,6 +127,12 @@ def refused(result, *words):
 def test_bad_options_are_one_line_that_says_what_to_do(options, words, here, tmp_path):
     refused(here("run", *golden_options("llama"), "--output-dir", tmp_path, *options), *words)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_choice_of_the_parsers_own_is_one_plain_line(here, tmp_path):
+    result = here("sweep", tmp_path / "x.toml", "--launcher", "moon")
+    refused(result, "--launcher", "'moon' is not one of 'local', 'ray'")
+    assert "Value error" not in result[2]
 
 
 def test_an_existing_output_is_kept_unless_told(here, tmp_path):
