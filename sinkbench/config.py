@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic_core import PydanticCustomError
 
-from sinkbench.validation import Count, Flag, Heat, Share, Text, Whole, one_of
+from sinkbench.validation import Count, Flag, Heat, Settings, Share, Text, Whole, one_of
 
 MODEL, TEXT = "smollm2-135m", "kjv"  # what comes from the package index (sinkbench.models.embedded)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -109,7 +109,7 @@ class StrategyConfig(BaseModel):
         Text, Option("NAME", "What is kept: a name of `sinkbench strategies`, or FILE.py:CLASS.", STRATEGY, axis=True)
     ] = "attention_sinks"
     set: Annotated[
-        dict[str, Any],
+        Settings,
         Option("NAME=VALUE", "A parameter of the strategy; repeatable.", STRATEGY, default="the strategy's own"),
     ] = Field(default_factory=dict)
     positions: Annotated[
@@ -133,6 +133,9 @@ class StrategyConfig(BaseModel):
             default="the strategy's own, 4 for attention_sinks",
         ),
     ] = None
+
+    name: Text | None = None
+    """What its files are called; by default as the strategy, and what differs from its defaults."""
 
     def but(self, **changes: Any) -> Self:
         """The same with some values changed; they are not checked again."""
@@ -178,10 +181,7 @@ class ModelConfig(StrategyConfig):
 
 
 class RunConfig(ModelConfig):
-    """Everything that decides a run: the options of ``sinkbench run``.
-
-    ``name`` is what its files are called; by default as the strategy is, and what differs from its defaults.
-    """
+    """Everything that decides a run: the options of ``sinkbench run``."""
 
     random_weights: Annotated[
         Flag, Option("", "Random weights; the model may be a config.json.", MODELS, decides=True)
@@ -206,10 +206,7 @@ class RunConfig(ModelConfig):
     engine: Annotated[
         Engine,
         Option(
-            "NAME",
-            "stepwise: token by token; parallel: many tokens a forward, the same NLLs.",
-            SPEED,
-            decides=True,
+            "NAME", "stepwise: token by token; parallel: many tokens a forward, the same NLLs.", SPEED, decides=True
         ),
     ] = "stepwise"
     chunk_size: Annotated[
@@ -219,7 +216,6 @@ class RunConfig(ModelConfig):
     cuda_graphs: Annotated[
         Flag, Option("", "Capture steps on CUDA where the model allows it.", SPEED, decides=True, off=True)
     ] = True
-    name: Text | None = None
 
     @model_validator(mode="after")
     def _excluding(self) -> Self:
@@ -276,7 +272,6 @@ class GenerateConfig(ModelConfig):
         default=Path("results"), strict=False
     )
     overwrite: Annotated[Flag, Option("", "Replace an existing result.", OUTPUT)] = False
-    name: Text | None = None
 
     @property
     def csv(self) -> Path:

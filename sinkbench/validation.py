@@ -69,6 +69,12 @@ Share = Annotated[float, Field(ge=0, le=1), _must("a number from 0 to 1")]
 Flag = Annotated[bool, _must("true or false")]
 
 
+Settings = Annotated[dict[str, Any], _must("a table")]
+
+
+Entry = Annotated[Text | Settings, _must("a name, or a table with a name")]
+
+
 def checked(kind: type[Model], table: Any, where: Callable[[str], str], axes: Iterable[str] = ()) -> Model:
     """``table`` as ``kind``, strictly.
 

@@ -9,7 +9,7 @@ import typer
 from sinkbench.cli.options import configured, takes
 from sinkbench.cli.status import status_of
 from sinkbench.config import GenerateConfig
-from sinkbench.strategies.registry import chosen_by, file_stem
+from sinkbench.strategies.naming import named
 
 if TYPE_CHECKING:
     from sinkbench.api.generation import Written
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 @takes(GenerateConfig)
 def generate(given: dict[str, Any]) -> None:
     """Write text without end under one strategy; measure how long it stays fluent."""
-    wanted = configured(GenerateConfig, given)
-    wanted = wanted.but(name=file_stem(wanted, chosen_by(wanted)))
+    wanted = named(configured(GenerateConfig, given))
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench.api import generation
 

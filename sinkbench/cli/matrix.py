@@ -22,7 +22,7 @@ from sinkbench.sweeps.plan import Cell
 
 def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
     """Print the matrix with an estimate of memory and time each, and of the whole."""
-    table = Table(title=f"{read.path}: {len(cells)} runs", caption_justify="left")
+    table = Table(title=f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}", caption_justify="left")
     for column in ("run", "model", "dtype"):
         table.add_column(column, overflow="fold")
     for column in ("tokens", "memory", "time"):

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -77,7 +77,7 @@ def _parameter(name: str, option: Option, config: type[BaseModel], text: str | N
 
 def _takes(annotation: Any, kind: type) -> bool:
     """Whether an option that is declared so can be of this type."""
-    return annotation is kind or any(_takes(part, kind) for part in get_args(annotation))
+    return kind in (annotation, get_origin(annotation)) or any(_takes(part, kind) for part in get_args(annotation))
 
 
 def _value(given: Any, annotation: Any) -> Any:
@@ -91,10 +91,10 @@ def _value(given: Any, annotation: Any) -> Any:
     return given
 
 
-def configured(config: type[Config], given: dict[str, Any], defaults: dict[str, Any] | None = None) -> Config:
-    """The configuration that a command line gives, over ``defaults``.
+def configured(config: type[Config], given: dict[str, Any]) -> Config:
+    """The configuration that a command line gives.
 
     Raises:
         UserError: one line that names the option.
     """
-    return checked(config, {**(defaults or {}), **given}, lambda key: f"{flag(key)} " if key else "")
+    return checked(config, given, lambda key: f"{flag(key)} " if key else "")

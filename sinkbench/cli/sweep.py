@@ -49,10 +49,10 @@ def sweep(
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench.cli.matrix import Board, estimates
-    from sinkbench.sweeps import experiment as experiments
     from sinkbench.sweeps import plan as sweeps
+    from sinkbench.sweeps.experiment import read_experiments
 
-    read = experiments.read(file)
+    read = read_experiments(file)
     if output_dir is not None:
         read = read.into(output_dir)
     cells = [cell.but(overwrite=overwrite or cell.overwrite) for cell in read.cells()]

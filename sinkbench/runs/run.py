@@ -26,18 +26,10 @@ from sinkbench.runs.resume import close_session, resumed
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
 from sinkbench.strategies import Chosen
-from sinkbench.strategies.registry import chosen_by, file_stem
+from sinkbench.strategies.naming import named
+from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
-
-
-def named(config: RunConfig) -> RunConfig:
-    """``config`` with a name for its files.
-
-    Raises:
-        UserError: there is no such strategy.
-    """
-    return config if config.name else config.but(name=file_stem(config, chosen_by(config)))
 
 
 def run(

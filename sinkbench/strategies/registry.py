@@ -182,14 +182,6 @@ def chosen_by(config: StrategyConfig) -> Chosen:
     )
 
 
-def file_stem(config: StrategyConfig, chosen: Chosen) -> str:
-    """What the files of a run are called: as the strategy, and the parameters that differ from its defaults."""
-    changes = chosen.changes
-    named = [f"{name}_{changes[name]}" for name in config.set if name in changes]
-    named += [str(changes[name]) for name in ("positions", "kv_format") if name in changes]
-    return "-".join([chosen.name, *(re.sub(r"[^A-Za-z0-9.]+", "_", part).strip("_") for part in named)])
-
-
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     """``name=value`` pairs of ``--set``; a value is read as TOML where it is such, and is a text otherwise.
 

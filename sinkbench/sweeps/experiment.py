@@ -11,6 +11,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,8 +22,9 @@ from pydantic import BaseModel, Field, create_model
 from sinkbench.config import Option, RunConfig, options_of
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
-from sinkbench.strategies.registry import chosen_by, file_stem, find
-from sinkbench.validation import Axis, Text, checked, nearest, shown
+from sinkbench.strategies.naming import file_stem
+from sinkbench.strategies.registry import chosen_by, find
+from sinkbench.validation import Axis, Entry, checked, nearest, shown
 
 
 def axes_of(config: type[BaseModel]) -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def listed(config: type[BaseModel]) -> type[BaseModel]:
         if option.axis:
             kind, default = Axis[kind], [default]
         fields[name] = (kind, Field(default=default, strict=field_strict(field)))
-    fields["experiment"] = (Axis[Text | dict[str, Any]], Field(default=fields["experiment"][1].default))
+    fields["experiment"] = (Axis[Entry], Field(default=fields["experiment"][1].default))
     return create_model("Listed" + config.__name__, __config__=config.model_config, **fields)
 
 
@@ -105,7 +107,7 @@ class Experiments:
         distinct: dict[str, RunConfig] = {}
         for config in self._combinations():
             distinct.setdefault(_identity(config), config)
-        return [config.but(name=self._stem(config)) for config in distinct.values()]
+        return _apart([config.but(name=self._stem(config)) for config in distinct.values()])
 
     def _combinations(self) -> Iterator[RunConfig]:
         o = self.options
@@ -131,15 +133,37 @@ class Experiments:
         return stem
 
 
-def _entry(entry: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
-    """The options that an entry of ``experiment`` gives; ``common`` are the parameters that all may have."""
-    table = {"name": entry} if isinstance(entry, str) else dict(entry)
-    name = table.pop("name", None)
+def _apart(configs: list[RunConfig]) -> list[RunConfig]:
+    """``configs``, whose files have names of their own, also where case does not count."""
+    known: dict[str, RunConfig] = {}
+    for config in configs:
+        other = known.setdefault(str(config.name).lower(), config)
+        if other is not config:
+            both = " and ".join(_shown(each) for each in (other, config))
+            raise UserError(f"experiment: {both} would both be written to {config.name}.csv: give them a file each")
+    return configs
+
+
+def _shown(config: RunConfig) -> str:
+    """A strategy with its parameters, as they were given."""
+    return f"{config.experiment} with {shown(config.set)}" if config.set else config.experiment
+
+
+def _name(entry: str | dict[str, Any]) -> str:
+    """The strategy that an entry of ``experiment`` names."""
+    name = entry if isinstance(entry, str) else entry.get("name")
     if not isinstance(name, str):
         raise UserError(
             f'experiment: a table must have a name, as {{ name = "random", seed = 3 }} (got {shown(entry)})'
         )
-    own = {key: table.pop(key) for key in ("positions", "kv_format") if key in table}
+    return name
+
+
+def _entry(entry: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """The options that an entry of ``experiment`` gives; ``common`` are the parameters that all may have."""
+    name = _name(entry)
+    table = {} if isinstance(entry, str) else {key: value for key, value in entry.items() if key != "name"}
+    own: dict[str, Any] = {key: table.pop(key) for key in ("positions", "kv_format") if key in table}
     known = find(name).kind.model_fields
     return {"experiment": name, "set": {k: v for k, v in common.items() if k in known} | table, **own}
 
@@ -148,7 +172,7 @@ def _identity(config: RunConfig) -> str:
     return json.dumps(chosen_by(config).identity, sort_keys=True)
 
 
-def read(path: Path) -> Experiments:
+def read_experiments(path: Path) -> Experiments:
     """Read and check a file.
 
     Raises:
@@ -157,43 +181,82 @@ def read(path: Path) -> Experiments:
     table = _table(path)
     shapes = table.pop("shape", {})
     options = _checked(path, table)
-    try:
-        entries = [find(_entry(entry, {})["experiment"]).kind.model_fields for entry in options.experiment]
-        unused = [name for name in options.set if not any(name in known for known in entries)]
-        if unused:
-            raise UserError(f"set.{unused[0]}: is no parameter of any strategy of this file")
+    with _about(path):
+        _check_settings(options.set, options.experiment)
         found = Experiments(path, options, _shapes(path, shapes, options.model_name_or_path))
         found.cells()
-    except UserError as error:
-        raise error if str(error).startswith(str(path)) else UserError(f"{path}: {in_file(error)}") from error
     return found
 
 
-def read_options(path: Path) -> dict[str, Any]:
-    """The options that a file gives, for a single run: several values of an axis as a list, one alone as itself.
+def _check_settings(common: dict[str, Any], entries: Sequence[str | dict[str, Any]]) -> None:
+    """Refuse a parameter that none of the strategies has."""
+    known = {name for entry in entries for name in find(_name(entry)).kind.model_fields}
+    for name in common:
+        if name not in known:
+            raise UserError(f"set.{name}: is no parameter of any strategy of this file")
+
+
+def read_options(path: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The options of a single run: those ``given`` on the command line, and a file's for all that it does not say.
+
+    A strategy that the line names takes the parameters that the file has for it, one by one.
 
     Raises:
-        UserError: as :func:`read` does, one option at a time; what only holds between options is not looked at.
+        UserError: a value that a file cannot have, one option at a time; several, of which the line picks none.
     """
     table = _table(path)
     table.pop("shape", None)
-    given = _checked(path, table).model_dump(exclude_unset=True)
-    found = {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in given.items()}
-    if isinstance(found.get("experiment"), dict):
-        found |= _entry(found["experiment"], found.get("set", {}))
-    return found
+    options = _checked(path, table)
+    with _about(path):
+        picked = _picked(options.experiment, given)
+        _check_settings(options.set, [*options.experiment, picked])
+        found = _entry(picked, options.set)
+        for name, value in options.model_dump(exclude_unset=True).items():
+            if name not in found and name not in given:
+                found[name] = _only(name, value) if name in AXES else value
+    return {**found, **given, "set": {**found["set"], **given.get("set", {})}}
 
 
-def in_file(error: UserError) -> str:
-    """A message that names options as the command line has them, with the keys that a file has for them."""
-    return re.sub(r"--([a-z][a-z0-9-]*)", lambda option: option[1].replace("-", "_"), str(error))
+def _only(name: str, values: Sequence[Any]) -> Any:
+    if len(values) == 1:
+        return values[0]
+    listed = ", ".join(value if isinstance(value, str) else shown(value) for value in values)
+    raise UserError(
+        f"{name}: has several values ({listed}): give one with --{name.replace('_', '-')}, "
+        "or run them all with `sinkbench sweep`"
+    )
+
+
+def _picked(entries: Sequence[str | dict[str, Any]], given: dict[str, Any]) -> str | dict[str, Any]:
+    """The entry of a file that the line names: the only one, or a strategy that the file does not have."""
+    name = given.get("experiment")
+    if name is None:
+        return _only("experiment", entries)
+    of_name = [entry for entry in entries if _name(entry) == name]
+    if len(of_name) > 1:
+        raise UserError(f"experiment: has several settings of {name}: run them all with `sinkbench sweep`")
+    return of_name[0] if of_name else name
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """What is wrong within this context is said of a file, with the keys that it has for options of the line."""
+    try:
+        yield
+    except UserError as error:
+        line = str(error)
+        raise error if line.startswith(f"{path}: ") else UserError(f"{path}: {_keys(line)}") from error
+
+
+def _keys(line: str) -> str:
+    """``line`` with options of the command line as the keys of a file, except where it advises to give one there."""
+    line = re.sub(r"--set ([a-z0-9_]+)", r"set.\1", line)
+    return re.sub(r"(?<!give one with )--([a-z][a-z0-9-]*)", lambda option: option[1].replace("-", "_"), line)
 
 
 def _checked(path: Path, table: dict[str, Any]) -> Any:
-    try:
-        return checked(Listed, table, lambda key: f"{path}: {key}: " if key else f"{path}: ", AXES)
-    except UserError as error:
-        raise UserError(in_file(error)) from error
+    with _about(path):
+        return checked(Listed, table, lambda key: f"{key}: " if key else "", AXES)
 
 
 def slugs(names: Sequence[str]) -> dict[str, str]:
@@ -214,12 +277,20 @@ def _table(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not UTF-8, as TOML must be (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: is not TOML: {error}") from error
+    with _about(path):
+        return _spelled(table)
+
+
+def _spelled(table: dict[str, Any]) -> dict[str, Any]:
+    """``table`` with words joined by ``_``, also in the tables of parameters within it."""
     spelled: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
         if name in spelled:
-            raise UserError(f"{path}: {name}: is given twice, with - and with _")
-        spelled[name] = value
+            raise UserError(f"{name}: is given twice, with - and with _")
+        inner = value if isinstance(value, list) else [value]
+        tables = [_spelled(one) if isinstance(one, dict) and name != "shape" else one for one in inner]
+        spelled[name] = tables if isinstance(value, list) else tables[0]
     return spelled
 
 

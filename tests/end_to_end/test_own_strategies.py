@@ -99,8 +99,8 @@ def test_named_by_file_or_by_entry_point_it_gives_the_same(here, fading, install
     parameters = ("--set", "fade=0.5", "--set", "recent=3", "--num-tokens", 90)
     assert here(*run(tmp_path / "file", "--experiment", fading, *parameters))[0] == 0
     assert here(*run(tmp_path / "point", "--experiment", "fading", *parameters))[0] == 0
-    by_file = nll(tmp_path / "file", "fading_attention-fade_0.5-recent_3")
-    assert by_file == nll(tmp_path / "point", "fading-fade_0.5-recent_3")
+    by_file = nll(tmp_path / "file", "fading_attention-recent_3-fade_0.5")
+    assert by_file == nll(tmp_path / "point", "fading-recent_3-fade_0.5")
     assert here(*run(tmp_path / "other", "--experiment", "fading", "--num-tokens", 90))[0] == 0
     assert by_file != nll(tmp_path / "other", "fading")
     status, out, _ = here("strategies")

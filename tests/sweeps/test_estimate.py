@@ -19,7 +19,7 @@ from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps import estimate as module
 from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
-from sinkbench.sweeps.experiment import read
+from sinkbench.sweeps.experiment import read_experiments
 
 GIB = 2**30
 # DESIGN's numbers for one H200: bytes a second, and operations a second in bfloat16 and in float32
@@ -28,7 +28,7 @@ H200_FLOAT32 = Device("cuda", 140 * GIB, 4.3e12, 50e12)
 
 
 def shape(stem: str) -> ModelSizes:
-    (found,) = read(ROOT / "experiments" / f"{stem}.toml").shapes.values()
+    (found,) = read_experiments(ROOT / "experiments" / f"{stem}.toml").shapes.values()
     return found
 
 

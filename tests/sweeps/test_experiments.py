@@ -14,7 +14,7 @@ from sinkbench.config import ModelSource, RunConfig, options_of
 from sinkbench.errors import UserError
 from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
-from sinkbench.sweeps.experiment import AXES, Experiments, Listed, read, slugs
+from sinkbench.sweeps.experiment import AXES, Experiments, Listed, read_experiments, read_options, slugs
 
 ROOT = Path(__file__).parents[2]
 MADE = {"smollm2_135m_cpu"}  # files of which results are in the repository
@@ -37,7 +37,7 @@ def written(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def reading(written: Callable[[str], Path]) -> Callable[[str], Experiments]:
-    return lambda text: read(written(text))
+    return lambda text: read_experiments(written(text))
 
 
 def names(cells: list[RunConfig]) -> list[str]:
@@ -80,6 +80,16 @@ def test_words_may_be_joined_by_hyphens(reading) -> None:
         ("[model]\nname = 1", "model: is not known"),
         ("window-size = 16\nwindow_size = 16", "window_size: is given twice, with - and with _"),
         ("num_tokens = 5\nwindow_size = \n", "is not TOML: Invalid value (at line 2, column 15)"),
+        ("experiment = 3", "experiment: must be a name, or a table with a name (got 3)"),
+        ('experiment = "dense"', "one of your own is path/to/file.py:ClassName"),
+        ('experiment = { nam = "h2o" }', 'experiment: a table must have a name, as { name = "random", seed = 3 } (got'),
+        ('experiment = { name = "h2o", recnt = 3 }', "h2o has no parameter 'recnt'; did you mean recent?"),
+        ('experiment = { name = "h2o", recent = -3 }', "set.recent: must be an integer of at least 0 (got -3)"),
+        ('experiment = { name = "h2o", positions = "up" }', 'positions: must be one of cache, text (got "up")'),
+        ('experiment = { name = "h2o", sinks = 3 }\nattention_sink_size = 2', "exclude each other"),
+        ("set = 3", "set: must be a table (got 3)"),
+        ("[set]\nrecent = 3", "set.recent: is no parameter of any strategy of this file"),
+        ('kv_format = "q9"', 'kv_format "q9" is not known; there are model, q8_0'),
         ("load_in_4bit = true\nload_in_8bit = true", "load_in_4bit and load_in_8bit exclude each other"),
         ('window_size = "big"\nnum_tokens = 0\nsplit = 1', '(got "big") (and 2 more)'),
         ("shape = 3", "shape: must be a table (got 3)"),
@@ -96,7 +106,7 @@ def test_words_may_be_joined_by_hyphens(reading) -> None:
 def test_what_is_wrong_is_said_in_one_line_with_file_key_and_what_is_allowed(written, text: str, said: str) -> None:
     path = written(text)
     with pytest.raises(UserError) as error:
-        read(path)
+        read_experiments(path)
     line = str(error.value)
     assert line.startswith(f"{path}: ")
     assert said in line
@@ -110,10 +120,10 @@ def test_only_axes_may_be_lists_and_the_message_says_which(reading) -> None:
 
 def test_a_file_that_is_not_there_or_not_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.toml: cannot be read: No such file"):
-        read(tmp_path / "none.toml")
+        read_experiments(tmp_path / "none.toml")
     (tmp_path / "latin.toml").write_bytes(b'split = "\xe9"')
     with pytest.raises(UserError, match=r"latin\.toml: is not UTF-8.*byte 9"):
-        read(tmp_path / "latin.toml")
+        read_experiments(tmp_path / "latin.toml")
 
 
 def test_more_sinks_than_window_are_refused_where_the_strategy_has_sinks(reading) -> None:
@@ -149,6 +159,45 @@ def test_a_strategy_runs_once_for_all_values_of_a_size_that_it_ignores(reading) 
         "recompute-window_256.csv",
         "recompute-window_1024.csv",
     ]
+
+
+def test_a_file_holds_several_settings_of_one_strategy(reading) -> None:
+    cells = reading(
+        'experiment = ["h2o", { name = "h2o", recent = 64, sinks = 4 }, { sinks = 4, recent = 64, name = "h2o" }, '
+        '{ name = "h2o", sinks = 2, positions = "cache", kv-format = "q8_0" }, "windowed", "random"]\n'
+        "[set]\nrecent = 32\n"
+    ).cells()
+    assert names(cells) == [
+        "h2o-recent_32.csv",
+        "h2o-sinks_4-recent_64.csv",  # once: in which order parameters are given makes no difference
+        "h2o-sinks_2-recent_32-cache-q8_0.csv",
+        "windowed.csv",
+        "random-recent_32.csv",
+    ]
+    assert [cell.set for cell in cells[-2:]] == [{}, {"recent": 32}]
+
+
+IDEA = '''from sinkbench.strategies import Eviction
+class MyIdea(Eviction):
+    """Mine."""
+    beta: float = 0.5
+    def score(self, held): ...
+'''
+
+
+def test_settings_that_differ_in_a_sign_have_files_of_their_own(reading, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(IDEA)
+    entries = ", ".join(f'{{ name = "{tmp_path}/mine.py:MyIdea", beta = {beta} }}' for beta in (0.5, 0.25, -0.25))
+    found = names(reading(f"experiment = [{entries}]\n").cells())
+    assert found == ["my_idea.csv", "my_idea-beta_0.25.csv", "my_idea-beta_-0.25.csv"]
+
+
+def test_two_runs_that_would_share_a_file_are_refused(reading, tmp_path: Path) -> None:
+    for name in ("mine", "yours"):
+        (tmp_path / f"{name}.py").write_text(IDEA + f"# {name}\n")
+    both = [f"{tmp_path}/{name}.py:MyIdea" for name in ("mine", "yours")]
+    with pytest.raises(UserError, match=r"mine.py:MyIdea and .*yours.py:MyIdea would both be written to my_idea.csv"):
+        reading(f"experiment = {json.dumps(both)}\n")
 
 
 def test_a_single_value_is_not_part_of_a_name(reading) -> None:
@@ -219,6 +268,34 @@ def test_run_takes_the_one_run_of_a_file_that_the_line_picks(here, written, tmp_
     assert (tmp_path / "out" / "windowed.csv").read_text().count("\n") == 13
 
 
+def option_of(path: Path, **given: Any) -> RunConfig:
+    return RunConfig(**read_options(path, given))
+
+
+def test_the_line_picks_a_strategy_and_has_what_the_file_sets_for_it(written) -> None:
+    config = written(
+        'experiment = ["windowed", { name = "h2o", sinks = 4, positions = "cache" }]\n'
+        'positions = ["text", "cache"]\n[set]\nrecent = 8\n'
+    )
+    picked = option_of(config, experiment="h2o")
+    assert (picked.set, picked.positions) == ({"recent": 8, "sinks": 4}, "cache")
+    assert option_of(config, experiment="h2o", set={"recent": 9}).set == {"recent": 9, "sinks": 4}
+    assert option_of(config, experiment="windowed", positions="text").set == {}
+    assert option_of(config, experiment="random", positions="text").set == {"recent": 8}
+    with pytest.raises(UserError, match=r"positions: has several values \(text, cache\): give one with --positions"):
+        option_of(config, experiment="windowed")
+    with pytest.raises(UserError, match="several settings of h2o"):
+        option_of(written('experiment = ["h2o", { name = "h2o", sinks = 4 }]\n'), experiment="h2o")
+
+
+def test_what_a_file_gives_is_named_where_it_is_wrong_for_the_line(here, written) -> None:
+    config = written("window_size = 16\nattention_sink_size = 4\n")
+    status, _, error = here("run", "--config", config, "--window-size", "4")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert "larger than the 4 attention sinks" in error
+    assert f"with the options of {config}" in error
+
+
 def test_run_refuses_what_a_sweep_refuses(here, written) -> None:
     status, _, error = here("run", "--config", written("window_sise = 16\n"))
     assert status == 2
@@ -281,7 +358,7 @@ def instance(model_type: str, shape: ModelSizes, more: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_files_are_valid_and_have_the_shape_of_each_model(path: Path) -> None:
-    experiments = read(path)
+    experiments = read_experiments(path)
     assert set(experiments.shapes) == set(experiments.options.model_name_or_path)
     assert {cell.experiment for cell in experiments.cells()} == {"transformers", "windowed", "attention_sinks"}
     assert str(experiments.options.output_dir) == f"results/{path.stem}"
@@ -294,7 +371,7 @@ def test_there_is_a_file_for_every_model_promised() -> None:
 
 @pytest.mark.parametrize("stem", sorted(MADE))
 def test_results_in_the_repository_are_those_of_their_file(stem: str) -> None:
-    cells = read(next(path for path in EVERY if path.stem == stem)).cells()
+    cells = read_experiments(next(path for path in EVERY if path.stem == stem)).cells()
     folder = ROOT / "results" / stem
     assert {cell.csv.name for cell in cells} == {path.name for path in folder.glob("*.csv")}
     records = [json.loads((ROOT / cell.csv).with_suffix(".json").read_text()) for cell in cells]
@@ -309,13 +386,13 @@ def test_results_in_the_repository_are_those_of_their_file(stem: str) -> None:
 
 @pytest.mark.parametrize("stem", CONFIGS)
 def test_the_shapes_are_those_of_the_architectures(stem: str) -> None:
-    (shape,) = read(next(path for path in SHIPPED if path.stem == stem)).shapes.values()
+    (shape,) = read_experiments(next(path for path in SHIPPED if path.stem == stem)).shapes.values()
     assert sizes_of(instance(CONFIGS[stem][0], shape, CONFIGS[stem][1])) == shape
 
 
 def test_btlm_has_the_parameters_of_its_sizes() -> None:
     # transformers has no class for it: GPT-2's blocks with SwiGLU, ALiBi and a tied head
-    (shape,) = read(next(path for path in SHIPPED if path.stem == "btlm_3b")).shapes.values()
+    (shape,) = read_experiments(next(path for path in SHIPPED if path.stem == "btlm_3b")).shapes.values()
     width, inner = shape.hidden_size, shape.intermediate_size
     attention = width * 3 * width + 3 * width + width * width + width
     feed_forward = 2 * (width * inner + inner) + inner * width + width
@@ -325,7 +402,7 @@ def test_btlm_has_the_parameters_of_its_sizes() -> None:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_shipped_settings_are_the_seeds(path: Path) -> None:
-    options = read(path).options
+    options = read_experiments(path).options
     assert options.attention_sink_size == [4]
     if path.stem == "smollm2_135m":
         assert (options.model_name_or_path, options.dataset_name, options.engine) == (

@@ -22,7 +22,7 @@ import ray as real_ray
 
 from sinkbench.cli import main
 from sinkbench.errors import UserError
-from sinkbench.sweeps.experiment import read
+from sinkbench.sweeps.experiment import read_experiments
 from sinkbench.sweeps.launchers import ray as launcher
 from sinkbench.sweeps.launchers.transfer import checksum, place, scratch, work
 
@@ -149,7 +149,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(sinkbench, file):
 
 
 def test_a_cell_asks_for_no_more_than_a_node_has(file):
-    cell = read(file).cells()[1]
+    cell = read_experiments(file).cells()[1]
     node = launcher.largest(
         [
             {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 1.0, "memory": 2.0**30}},
@@ -188,7 +188,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_in_use_is_not(tmp_pat
 
 @pytest.mark.heavy
 def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file):
-    cells = [cell.but(num_tokens=50, output_dir=file.parent / "some") for cell in read(file).cells()[:2]]
+    cells = [cell.but(num_tokens=50, output_dir=file.parent / "some") for cell in read_experiments(file).cells()[:2]]
     cells[0] = cells[0].but(model_name_or_path=str(file.parent / "nowhere"))
     results = {}
     launcher.launch(cells, 1, lambda index: None, lambda index, result: results.setdefault(index, []).append(result))
@@ -203,7 +203,7 @@ def test_a_cell_that_cannot_run_has_failed_and_the_others_have_not(cluster, file
 
 @pytest.fixture
 def transfer(file, tmp_path):
-    options = read(file).cells()[1].but(num_tokens=30, output_dir=tmp_path)
+    options = read_experiments(file).cells()[1].but(num_tokens=30, output_dir=tmp_path)
     return options, work(options)
 
 
@@ -267,7 +267,7 @@ def foreign(file, tmp_path):
 
 
 def test_the_source_of_a_foreign_strategy_travels_to_where_its_file_is_not(foreign, tmp_path):
-    here = read(foreign).cells()[0].but(output_dir=tmp_path / "here")
+    here = read_experiments(foreign).cells()[0].but(output_dir=tmp_path / "here")
     source = (tmp_path / "mine.py").read_bytes()
     (tmp_path / "mine.py").unlink()
     transfer = work(here, source)
