@@ -92,6 +92,14 @@ def test_so_is_everything_that_a_strategy_is_made_of(change) -> None:
     assert all(key_of(RunConfig(**change)) != key_of(RunConfig(**other)) for other in others)
 
 
+def test_random_weights_are_those_of_the_kind_of_device_that_draws_them(monkeypatch) -> None:
+    drawn = RunConfig(random_weights=True, dtype="float32")
+    here, plain = key_of(drawn), key_of(RunConfig(dtype="float32"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert key_of(drawn) != here == key_of(drawn.but(device_map="cpu"))
+    assert key_of(RunConfig(dtype="float32")) == plain
+
+
 def test_what_is_only_written_elsewhere_or_again_is_not() -> None:
     for change in ({"output_dir": "x"}, {"overwrite": True}, {"resume": True}, {"name": "x"}):
         assert key_of(RunConfig(**change)) == key_of(RunConfig())

@@ -90,6 +90,8 @@ class Board:
 
     def finished(self, cell: Cell) -> None:
         self.running.pop(self._index(cell), None)
+        for note in cell.result.notes if cell.result is not None else ():
+            self.console.print(Text(f"{_name(cell.options, self.folder)}: {note}"), soft_wrap=True)
         self._line(cell)
         self._draw()
 

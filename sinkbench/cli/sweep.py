@@ -1,21 +1,17 @@
 """``sinkbench sweep``: all runs of an experiment file."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import partial
-from inspect import signature
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sinkbench.cli.status import status_of
-
-if TYPE_CHECKING:
-    from sinkbench.cli.matrix import Board
 
 
 class Launcher(StrEnum):
@@ -49,6 +45,7 @@ def sweep(
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench.cli.matrix import Board, estimates
+    from sinkbench.models.loading import Locator
     from sinkbench.sweeps import plan as sweeps
     from sinkbench.sweeps.experiment import read_experiments
 
@@ -59,11 +56,13 @@ def sweep(
     if dry_run:
         estimates(read, cells)
         return
-    folder = Path(read.options.output_dir)
+    folder, find = Path(read.options.output_dir), Locator()
     with _place(launcher) as place, Board(str(folder)) as board:
-        plan = sweeps.planned(cells, folder, place.devices())
+        plan = sweeps.planned(cells, folder, place.devices(), find)
         board.show(plan)
-        sweeps.sweep(plan, _launch(place, board), retries, board.started, board.finished)
+        watching = {"watch": board.watch} if launcher is Launcher.local else {}
+        launch = partial(place.launch, find=find, **watching)
+        sweeps.sweep(plan, launch, retries, board.started, board.finished)
     board.close()
     ended = [status_of(cell.result.exit_reason) for cell in plan if cell.result is not None]
     status = next(filter(None, ended), int(any(cell.failed for cell in plan)))
@@ -83,7 +82,3 @@ def _place(launcher: Launcher) -> Iterator[ModuleType]:
         from sinkbench.sweeps.launchers import local
 
         yield local
-
-
-def _launch(place: ModuleType, board: "Board") -> Callable:
-    return partial(place.launch, watch=board.watch) if "watch" in signature(place.launch).parameters else place.launch

@@ -56,6 +56,18 @@ def locate(source: ModelSource) -> Checkpoint:
         return Checkpoint(source, _arguments(source))
 
 
+@dataclass
+class Locator:
+    """:func:`locate` for runs that share models: each is looked for once, and again only where it was not found."""
+
+    found: dict[ModelSource, Checkpoint] = field(default_factory=dict)
+
+    def __call__(self, source: ModelSource) -> Checkpoint:
+        if source not in self.found:
+            self.found[source] = locate(source)
+        return self.found[source]
+
+
 def _arguments(source: ModelSource) -> dict[str, Any]:
     name = str(embedded.model_file()) if source.name == embedded.MODEL else source.name
     path = Path(name).expanduser()

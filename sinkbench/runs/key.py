@@ -36,6 +36,8 @@ def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) 
         "tokens": fingerprint(tokens),
         **config.deciding,
     }
+    if config.random_weights:  # each kind of device has a generator of its own
+        about["drawn_on"] = "cpu" if config.device_map == "cpu" or not torch.cuda.is_available() else "cuda"
     return {"determined_by": about, "key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}
 
 
@@ -47,8 +49,8 @@ def dtype(source: ModelSource) -> str:
 
 
 def weights_of(checkpoint: Checkpoint) -> str:
-    """The commit of a Hub model; a SHA-256 over the files of a local one."""
-    arguments = checkpoint.arguments
+    """The commit of a Hub model; a SHA-256 over the files of a local one, and over its own code where that runs."""
+    arguments, trusted = checkpoint.arguments, checkpoint.source.trust_remote_code
     if "revision" in arguments:
         return f"{checkpoint.source.name}@{arguments['revision']}"
     path = Path(arguments["pretrained_model_name_or_path"])
@@ -56,7 +58,8 @@ def weights_of(checkpoint: Checkpoint) -> str:
         return _sum([path])
     if "gguf_file" in arguments:
         return _sum([path / arguments["gguf_file"]])
-    patterns = ("config.json",) if checkpoint.source.random_weights else WEIGHTS
+    weights = ("config.json",) if checkpoint.source.random_weights else WEIGHTS
+    patterns = [*weights, *(["*.py"] if trusted else [])]
     return _sum(sorted(file for pattern in patterns for file in path.glob(pattern)))
 
 

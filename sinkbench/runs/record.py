@@ -4,7 +4,9 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,4 +51,14 @@ def device_name(device_map: str | None = None) -> str:
     """The devices at hand, in words; ``device_map`` is that of the run."""
     if torch.cuda.is_available() and device_map != "cpu":
         return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{_processor()} CPU, {torch.get_num_threads()} threads"
+
+
+@cache
+def _processor() -> str:
+    """The name of the CPU; that of its kind where the system does not say it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.partition(":")[2].replace("CPU", "").split())
+    return platform.processor() or platform.machine()

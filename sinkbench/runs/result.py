@@ -1,6 +1,6 @@
 """What a run is asked for, and what came of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sinkbench.results.record import ENDED, FINISHED, OUT_OF_MEMORY, RUNNING
@@ -22,6 +22,7 @@ class RunResult:
     peak_vram: float | None = None  # GiB
     kv_cache_bytes: int = 0
     untimed: int = 0  # rows of sessions that were killed, which are not in ``seconds``
+    notes: list[str] = field(default_factory=list)  # lines about what did not end this session
 
     @property
     def tokens_per_second(self) -> float:

@@ -39,7 +39,7 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
     this = record["sessions"][0]
     kept = ("started", "ended", "exit_reason", "resumed_at", "device", "versions", "command", "notes")
     record |= {name: before[name] for name in kept if name in before}
-    record["sessions"] = _sessions(before)
+    record["sessions"] = _sessions(before, writer.rows)
     if writer.rows < len(tokens) - 1:
         record |= {
             "resumed_at": [*(before.get("resumed_at") or []), writer.rows],
@@ -59,20 +59,29 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
         record.setdefault(name, before.get(name))
 
 
-def _sessions(before: dict[str, Any]) -> list[dict[str, Any]]:
-    """The sessions of a record; one for all of it where it is of a time before there were any."""
-    sessions = before.get("sessions")
-    if isinstance(sessions, list) and sessions:
-        return sessions
+def _sessions(before: dict[str, Any], kept: int) -> list[dict[str, Any]]:
+    """The sessions of a record, each with those of its rows that are among the ``kept`` first ones.
+
+    One that was killed could not say how many it wrote. Of a record of a time before there were any, it is one.
+    """
     known = ("started", "ended", "exit_reason", "device", "versions", "command", "seconds")
-    return [{**{name: before.get(name) for name in known}, "first_row": 1, "rows": before.get("rows") or 0}]
+    sessions = before.get("sessions") or [{**{name: before.get(name) for name in known}, "first_row": 1}]
+    ends = [*(session["first_row"] - 1 for session in sessions[1:]), kept]
+    return [
+        {
+            **session,
+            "rows": max(0, min(end, kept) - session["first_row"] + 1),
+            "exit_reason": "killed" if session["exit_reason"] == "running" else session["exit_reason"],
+        }
+        for session, end in zip(sessions, ends, strict=True)
+    ]
 
 
 def close_session(record: dict[str, Any], result: RunResult) -> None:
     """Say of the newest session how it ended, and how many rows are its own."""
     *earlier, newest = record["sessions"]
     if newest["exit_reason"] != "running":
-        return  # the run was complete before
+        return  # all rows were there before
     done = sum(session.get("seconds") or 0.0 for session in earlier)
     newest |= {
         "ended": record["ended"],

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinkbench.config import RunConfig
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
@@ -37,6 +37,7 @@ def run(
     watch: Watch = lambda step, result: None,
     load: Callable[[Checkpoint], PreTrainedModel] = load_model,
     note: Callable[[str], None] = lambda line: None,
+    find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> RunResult:
     """Carry out one run.
 
@@ -46,15 +47,16 @@ def run(
         watch: is called after each written row.
         load: gives the model when it is needed.
         note: is called with a line about something that does not end the run.
+        find: looks for the model.
 
     Raises:
         UserError: whatever the user can mend; rows that are complete stay.
     """
     config, chosen = named(config), chosen_by(config)
-    result = RunResult(config.experiment, config.csv)
+    result = RunResult(chosen.name, config.csv)
     with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
         record, reason, error = opening(config, chosen), FINISHED, None
-        checkpoint = cache(lambda: locate(config.model))
+        checkpoint = cache(lambda: find(config.model))
         try:
             stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
             if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
@@ -72,7 +74,7 @@ def run(
                 record |= _resolved(config, model, stream)
                 plan = chosen.plan(layer_sizes(model.config))
                 engine = choose_engine(
-                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, note)
+                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, result, note)
                 )
                 steps = engine.run(plan, stream.tokens, writer.rows)
                 _write(steps, stream.tokens, writer, result, watch, record)
@@ -84,11 +86,12 @@ def run(
     return result
 
 
-def _noting(record: dict[str, Any], note: Callable[[str], None]) -> Callable[[str], None]:
+def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:
     """``note``, and the line on record."""
 
     def noted(line: str) -> None:
         record["notes"] = [*record.get("notes", []), line]
+        result.notes.append(line)
         note(line)
 
     return noted

@@ -9,7 +9,7 @@ from typing import Any
 from sinkbench.config import ModelSource, RunConfig, Source
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
-from sinkbench.models.loading import load_tokenizer, locate
+from sinkbench.models.loading import Checkpoint, load_tokenizer, locate
 from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
@@ -39,33 +39,56 @@ class Cell:
         return self.result is not None and self.result.exit_reason.startswith("failed")
 
 
-def planned(cells: Sequence[RunConfig], folder: Path, devices: Collection[str]) -> list[Cell]:
+def planned(
+    cells: Sequence[RunConfig],
+    folder: Path,
+    devices: Collection[str],
+    find: Callable[[ModelSource], Checkpoint] = locate,
+) -> list[Cell]:
     """Every cell, with the result that ``folder`` already holds of it, under whatever name.
 
     A result counts where its key is that of the cell, and its device one of ``devices``: what ran out of memory, or
     was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be told from others;
     it is left to its turn, and to its retries.
+
+    Args:
+        find: looks for a model.
+
+    Raises:
+        UserError: the whole result of another device is where that of a cell would go.
     """
     known = finished_in(folder)
-    find = _Found()
+    shared = _Shared(find)
     plan = []
     for config in cells:
         try:
-            identity = find.identity(config)
+            identity = shared.identity(config)
         except UserError:
             plan.append(Cell(config, {}))
             continue
-        there = [result for device, result in known.get(identity["key"], []) if device in devices]
-        result = None if config.overwrite or not there else there[-1]
-        plan.append(Cell(config, identity, result, skipped=result is not None))
+        there = [] if config.overwrite else known.get(identity["key"], [])
+        own = [result for device, result in there if device in devices]
+        if not own:
+            _check_place(config, there, devices)
+        plan.append(Cell(config, identity, own[-1] if own else None, skipped=bool(own)))
     return plan
 
 
-class _Found:
+def _check_place(config: RunConfig, there: Sequence[tuple[str, RunResult]], devices: Collection[str]) -> None:
+    """Refuse a cell whose place holds all that it asks for, from elsewhere; out of memory goes on, as it was cut."""
+    for device, result in there:
+        if result.csv == config.csv and result.exit_reason != OUT_OF_MEMORY:
+            raise UserError(
+                f"{config.csv} was measured on {device}, and this is {' or '.join(sorted(devices))}: "
+                "give another --output-dir, or --overwrite to measure it here"
+            )
+
+
+class _Shared:
     """Models and texts that several cells share, each looked for once; an error is raised each time."""
 
-    def __init__(self) -> None:
-        self.checkpoint = _once(locate)
+    def __init__(self, find: Callable[[ModelSource], Checkpoint]) -> None:
+        self.checkpoint = _once(find)
         self.weights = _once(lambda source: weights_of(self.checkpoint(source)))
         self.stream = _once(self._read)
 

@@ -155,6 +155,19 @@ def test_nothing_of_an_earlier_session_is_erased(finished, here):
     assert (second["first_row"], second["rows"]) == (101, TOKENS - 100)
 
 
+def test_the_sessions_rows_are_those_that_are_kept_also_of_one_that_was_killed(finished, here):
+    path = finished.with_suffix(".json")
+    for rows in (100, 200):
+        cut(finished, rows)
+        left = json.loads(path.read_text())
+        left["sessions"][-1] |= {"exit_reason": "running", "ended": None, "rows": 0, "seconds": 0.0}
+        path.write_text(json.dumps(left))
+        assert here(*run(finished.parent, "--resume"))[0] == 0
+    sessions = json.loads(path.read_text())["sessions"]
+    assert [(s["first_row"], s["rows"]) for s in sessions] == [(1, 100), (101, 100), (201, TOKENS - 200)]
+    assert [s["exit_reason"] for s in sessions] == ["killed", "killed", "finished"]
+
+
 def test_a_record_of_an_older_version_is_refused_in_one_line(finished, here):
     path = finished.with_suffix(".json")
     old = json.loads(path.read_text())

@@ -109,7 +109,8 @@ def test_a_killed_worker_costs_nothing_but_time(cluster, file, capsys):
         assert about["key"] == wanted["key"]
         assert about["exit_reason"] == "finished"
         assert about["options"] == wanted["options"] | {"output_dir": str(out)}
-        assert about["command"] == wanted["command"]
+        assert about["command"] == about["sessions"][0]["command"] == wanted["command"]
+        assert about["device"] in launcher.devices()
     capsys.readouterr()
     main(["sweep", str(file), "--launcher", "ray"])
     assert capsys.readouterr().out.count("was there") == 5

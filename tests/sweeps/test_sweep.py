@@ -15,6 +15,7 @@ import torch
 from golden import GOLDEN, golden_options
 from processes import await_rows, begun, ended, stream_of
 
+from sinkbench.models import loading
 from sinkbench.runs import run as runs
 from sinkbench.sweeps import plan as sweeps
 from sinkbench.sweeps.launchers import local
@@ -233,6 +234,66 @@ def test_on_a_terminal_the_table_is_live(file):
     assert "waiting" in text
     assert "running" in text
     assert text.rstrip().splitlines()[-2].count("finished") == 1
+
+
+def elsewhere(csv, **changes):
+    """Make the result one of another machine's."""
+    about = record(csv)
+    about["sessions"][-1]["device"] = "another machine"
+    csv.with_suffix(".json").write_text(json.dumps(about | {"device": "another machine"} | changes))
+
+
+def test_a_result_of_another_device_does_not_stand_for_this_ones_and_is_not_replaced_unasked(here, file, tmp_path):
+    path = file(window_size=[16])
+    here("sweep", path)
+    csv = out_of(path) / "windowed.csv"
+    elsewhere(csv)
+    before = csv.read_bytes(), record(csv)
+    status, _, error = here("sweep", path)
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert f"{csv} was measured on another machine" in error
+    assert "--overwrite" in error
+    assert (csv.read_bytes(), record(csv)) == before
+    status, out, _ = here("sweep", path, "--output-dir", tmp_path / "mine")
+    assert (status, out.count("was there")) == (0, 0)
+    assert here("sweep", path, "--overwrite")[0] == 0
+    assert record(csv)["device"] != "another machine"
+    assert here("sweep", path)[1].count("was there") == 3
+
+
+def test_out_of_memory_elsewhere_goes_on_here(here, file):
+    path = file(window_size=[16])
+    here("sweep", path)
+    csv = out_of(path) / "windowed.csv"
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:51]))
+    elsewhere(csv, exit_reason="out of memory", rows=50)
+    status, out, error = here("sweep", path)
+    assert (status, out.count("was there")) == (0, 2), error
+    first, second = record(csv)["sessions"]
+    assert (first["device"], first["rows"], second["rows"]) == ("another machine", 50, 70)
+    assert second["device"] == record(csv)["device"] != "another machine"
+    assert here("sweep", path)[1].count("was there") == 3
+
+
+def test_a_model_is_looked_for_once_for_all_its_cells(here, file, monkeypatch):
+    looked, locate = [], loading._arguments
+    monkeypatch.setattr(loading, "_arguments", lambda source: looked.append(source.dtype) or locate(source))
+    assert here("sweep", file(dtype=["float32", "bfloat16"], window_size=[16]))[0] == 0
+    assert looked == ["float32", "bfloat16"]
+
+
+def test_what_an_engine_notes_is_said_once_and_is_on_record(here, file, monkeypatch):
+    choose = runs.choose_engine
+
+    def noting(*asked):
+        asked[-1]("taking the plain way")
+        return choose(*asked)
+
+    monkeypatch.setattr(runs, "choose_engine", noting)
+    path = file(experiment="windowed", window_size=16)
+    _, _, error = here("sweep", path)
+    assert error.splitlines() == ["windowed: taking the plain way", "windowed: finished"]
+    assert record(out_of(path) / "windowed.csv")["notes"] == ["taking the plain way"]
 
 
 def test_only_whole_results_count_as_finished(here, file):

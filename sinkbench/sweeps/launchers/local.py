@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench.config import RunConfig
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.step import Steps
-from sinkbench.models.loading import Checkpoint, load_model
+from sinkbench.models.loading import Checkpoint, load_model, locate
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
@@ -23,7 +23,8 @@ def devices() -> set[str]:
 class Shelf:
     """Room for one model: the last that was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, find: Callable[[ModelSource], Checkpoint] = locate) -> None:
+        self.find = find
         self.checkpoint: Checkpoint | None = None
         self.model: PreTrainedModel | None = None
 
@@ -48,9 +49,10 @@ def launch(
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
     watch: Callable[[int, Steps, RunResult], None] = lambda index, steps, result: None,
+    find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> None:
     """Carry out ``cells``; ``watch`` is called after each written row. An interruption ends the cell, and the rest."""
-    shelf = Shelf()
+    shelf = Shelf(find)
     for index, options in enumerate(cells):
         started(index)
         result = _tried(options, retries, shelf, partial(watch, index))
@@ -63,7 +65,7 @@ def _tried(options: RunConfig, retries: int, shelf: Shelf, watch: Callable[[Step
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
         try:
-            result = run(options, watch, shelf.load)
+            result = run(options, watch, shelf.load, find=shelf.find)
         except Exception as error:
             result.exit_reason = failure(error)
             continue

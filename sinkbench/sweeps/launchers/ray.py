@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sinkbench.config import RunConfig
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
-from sinkbench.models.loading import locate
+from sinkbench.models.loading import Checkpoint, locate
 from sinkbench.models.sizes import read_sizes
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import RunResult
@@ -37,6 +37,7 @@ def launch(
     retries: int,
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
+    find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> None:
     """Carry out ``cells`` on the cluster that ``RAY_ADDRESS`` names, or one that runs here, or one made for this.
 
@@ -48,7 +49,7 @@ def launch(
     """
     ray = _ray()
     with connected():
-        tasks = _Tasks(ray, cells, retries, finished)
+        tasks = _Tasks(ray, cells, retries, finished, find)
         with noted() as asked:  # an exception out of a signal's handler is lost in Ray's compiled code
             for index in range(len(cells)):
                 if not asked:
@@ -68,6 +69,7 @@ class _Tasks:
     cells: Sequence[RunConfig]
     retries: int
     finished: Callable[[int, RunResult], None]
+    find: Callable[[ModelSource], Checkpoint]
     pending: dict[Any, int] = field(default_factory=dict)
     tries: Counter[int] = field(default_factory=Counter)
 
@@ -80,7 +82,7 @@ class _Tasks:
         options = self.cells[index]
         # What a task raises is counted here; a worker that is lost, by Ray.
         limits = {"max_retries": self.retries + LOST, "retry_exceptions": False}
-        task = self.ray.remote(**limits, **needs(options, self.gpu_memory, self.node))(_task)
+        task = self.ray.remote(**limits, **needs(options, self.gpu_memory, self.node, self.find))(_task)
         self.pending[task.remote(_anywhere(options), source_of(options.experiment))] = index
         self.tries[index] += 1
 
@@ -158,7 +160,12 @@ def largest(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
     return {name: max(node.get(name, 0) for node in alive) for name in ("CPU", "GPU", "memory")}
 
 
-def needs(options: RunConfig, gpu_memory: int, node: dict[str, float]) -> dict[str, float]:
+def needs(
+    options: RunConfig,
+    gpu_memory: int,
+    node: dict[str, float],
+    find: Callable[[ModelSource], Checkpoint] = locate,
+) -> dict[str, float]:
     """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be told.
 
     ``gpu_memory`` are the bytes of one GPU, 0 without; ``node`` is what the largest node has. More than that is not
@@ -168,7 +175,7 @@ def needs(options: RunConfig, gpu_memory: int, node: dict[str, float]) -> dict[s
     on_gpu = bool(gpu_memory) and options.device_map != "cpu"
     device = Device("cuda" if on_gpu else "cpu", gpu_memory, 1.0, 1.0)
     try:
-        size = estimate(options, read_sizes(locate(options.model)), device).vram_bytes
+        size = estimate(options, read_sizes(find(options.model)), device).vram_bytes
     except UserError:
         size = 0
     if on_gpu:
@@ -203,11 +210,22 @@ def _ray() -> Any:
 
 
 def devices() -> set[str]:
-    """The devices of the cluster's workers, as records name them; to be asked within :func:`connected`."""
+    """The devices of the cluster's workers, as records name them; to be asked within :func:`connected`.
+
+    A cell may be given several GPUs of a node.
+    """
     ray = _ray()
-    wanted = [{"num_cpus": 1}, *([{"num_gpus": 1}] if largest(ray.nodes()).get("GPU") else [])]
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def asked(node: dict[str, Any], **more: int) -> Any:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        return ray.remote(num_cpus=1, scheduling_strategy=there, **more)(device_name).remote()
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    gpus = [(asked(node, num_gpus=1), int(node["Resources"]["GPU"])) for node in nodes if node["Resources"].get("GPU")]
     try:
-        return set(ray.get([ray.remote(**needed)(device_name).remote() for needed in wanted]))
+        found = set(ray.get([asked(node) for node in nodes]))
+        return found | {", ".join([ray.get(name)] * n) for name, most in gpus for n in range(1, most + 1)}
     except ray.exceptions.RayError as error:
         raise UserError(
             f"a worker of the Ray cluster cannot run sinkbench: {failure(error)}; see docs/cluster.md"

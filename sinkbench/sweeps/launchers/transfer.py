@@ -109,7 +109,7 @@ def checksum(rows: bytes, record: bytes) -> str:
 
 
 def place(transfer: Transfer, options: RunConfig) -> None:
-    """Put what was brought where ``options`` say, once it is known to be whole.
+    """Put what a worker sent where ``options`` say, once it is known to be whole.
 
     Raises:
         UserError: it is not, another run's result is there, or it cannot be written.
@@ -121,6 +121,7 @@ def place(transfer: Transfer, options: RunConfig) -> None:
     if not transfer.rows and options.csv.exists():
         return  # an older result stays until there is a first row, as with a run here
     record["command"] = ["sinkbench", *sys.argv[1:]]
+    record["sessions"] = [{**session, "command": record["command"]} for session in record["sessions"]]
     record["options"] = options.model_dump(mode="json")
     for about, name in (("model", options.model_name_or_path), ("dataset", options.dataset_name)):
         if about in record:
@@ -135,7 +136,7 @@ def place(transfer: Transfer, options: RunConfig) -> None:
 
 
 def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
-    """The record of what was brought.
+    """The record of what a worker sent.
 
     Raises:
         UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
