@@ -156,7 +156,7 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
 
 def _opening(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
     return {
-        "experiment": options.experiment,
+        "experiment": chosen_by(options).name,
         "options": options.model_dump(mode="json"),
         "command": ["sinkbench", *sys.argv[1:]],
         "model": {

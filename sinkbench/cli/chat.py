@@ -14,7 +14,7 @@ from sinkbench.strategies.registry import chosen_by
 if TYPE_CHECKING:
     from sinkbench.api.chat import Chat
 
-COMMANDS = "/stats shows cache and memory, /reset begins anew, /quit ends"
+TALK_COMMANDS = "/stats shows cache and memory, /reset begins anew, /quit ends"
 
 
 @takes(ChatConfig)
@@ -43,7 +43,7 @@ def chat(given: dict[str, Any]) -> None:
 def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:
     """Messages in, answers out, until ``/quit`` or the end of the input."""
     if prompted:
-        typer.echo(COMMANDS)
+        typer.echo(TALK_COMMANDS)
     while True:
         try:
             message = input("> " if prompted else "").strip()
@@ -57,7 +57,7 @@ def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:
         elif message == "/stats":
             typer.echo(partner.stats())
         elif message.startswith("/"):
-            typer.echo(f"no command {message.split()[0]}: {COMMANDS}")
+            typer.echo(f"no command {message.split()[0]}: {TALK_COMMANDS}")
         elif message:
             for piece in partner.say(message, max_new_tokens):
                 show(piece)

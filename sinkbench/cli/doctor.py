@@ -22,7 +22,7 @@ def doctor() -> None:
     from sinkbench.diagnostics.doctor import diagnose
 
     diagnosis = diagnose()
-    Console().print(table(diagnosis))
+    Console().print(checks_table(diagnosis))
     for mend in diagnosis.mends:
         typer.echo(f"to mend: {mend}")
     typer.echo("the two default commands would work" if diagnosis.ready else "the two default commands would not work")
@@ -30,7 +30,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def table(diagnosis: "Diagnosis") -> "Table":
+def checks_table(diagnosis: "Diagnosis") -> "Table":
     """All checks, one a row; plain enough for a pipe."""
     from rich.table import Table
     from rich.text import Text

@@ -147,5 +147,5 @@ class Board:
 def _state(cell: Cell, until_then: str | None) -> str:
     if cell.result is None:
         return until_then or "waiting"
-    told = outcome(cell.result, cell.options.num_tokens)
-    return f"was there: {told}" if cell.skipped else told
+    ended = outcome(cell.result, cell.options.num_tokens)
+    return f"was there: {ended}" if cell.skipped else ended

@@ -67,7 +67,7 @@ def outcome(result: RunResult, asked: int) -> str:
     return result.exit_reason
 
 
-def report(options: RunConfig, result: RunResult) -> None:
+def closing_table(options: RunConfig, result: RunResult) -> None:
     """The closing table."""
     table = Table(
         title=f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}", show_header=False

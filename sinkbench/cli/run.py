@@ -18,12 +18,12 @@ def run(given: dict[str, Any], config: ConfigPath = None) -> None:
     """Run one strategy over a stream of tokens; write its CSV and JSON."""
     wanted = _wanted(given) if config is None else _wanted_with(config, given)
     warnings.filterwarnings("ignore", module="transformers|torch")
-    from sinkbench.cli.progress import Progress, report
+    from sinkbench.cli.progress import Progress, closing_table
     from sinkbench.runs import run as runs  # torch and transformers take seconds to import; --help should not
 
     with Progress(wanted) as progress:
         result = runs.run(wanted, progress.watch, note=progress.note)
-    report(wanted, result)
+    closing_table(wanted, result)
     status = status_of(result.exit_reason)
     if status:
         raise typer.Exit(status)

@@ -59,7 +59,7 @@ def speed(
         for cost in measure(model, timings, status.update):
             costs.append(cost)
             console.print(f"{cost.what}: {cost.ms:.4g} ms a token")
-    Console().print(table(costs))
+    Console().print(costs_table(costs))
     if output is None:
         return
     about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
@@ -69,7 +69,7 @@ def speed(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(markdown(costs, about), encoding="utf-8")
+        output.with_suffix(".md").write_text(costs_markdown(costs, about), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror or error}") from error
 
@@ -98,7 +98,7 @@ def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
     return rows
 
 
-def table(costs: "list[Cost]") -> Table:
+def costs_table(costs: "list[Cost]") -> Table:
     """The costs, for a terminal."""
     shown = Table(box=SIMPLE, padding=(0, 1, 0, 0))
     for number, heading in enumerate(HEADINGS[:FITTING]):
@@ -111,7 +111,7 @@ def table(costs: "list[Cost]") -> Table:
     return shown
 
 
-def markdown(costs: "list[Cost]", about: dict[str, str]) -> str:
+def costs_markdown(costs: "list[Cost]", about: dict[str, str]) -> str:
     """The costs, for a page."""
     lines = [", ".join(f"{key}: {value}" for key, value in about.items()), ""]
     lines += ["| " + " | ".join(HEADINGS) + " |", "|---" + "|--:" * (len(HEADINGS) - 1) + "|"]

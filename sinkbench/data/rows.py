@@ -12,7 +12,7 @@ from sinkbench.models.silence import quiet
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-def _rows(source: Source) -> tuple[Iterator[dict], str | None]:
+def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
     """The rows, and the commit they come from where that is one of the Hub."""
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
@@ -67,25 +67,25 @@ def _load_kept(source: Source, commit: str) -> Iterator[dict]:
             + ("run once with --no-streaming while the Hub answers" if not folders else "choose one with --task")
         )
     task, version = folders[0].parts[-3:-1]
-    with _telling(source, task):
+    with _explained(source, task):
         builder = Cache(dataset_name=short, repo_id=source.name, config_name=task, version=version, hash=commit)
-        return _told(iter(builder.as_dataset(split=source.split)), source)
+        return _read(iter(builder.as_dataset(split=source.split)), source)
 
 
 def _load_folder(source: Source, path: Path) -> Iterator[dict]:
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
         from datasets import DatasetDict, load_from_disk
 
-        with _telling(source, str(path)):
+        with _explained(source, str(path)):
             loaded = load_from_disk(str(path))
         if isinstance(loaded, DatasetDict):
             if source.split not in loaded:
                 raise UserError(f"no split {source.split!r} in {path}: there are {', '.join(sorted(loaded))}")
             loaded = loaded[source.split]
-        return _told(iter(loaded), source)
+        return _read(iter(loaded), source)
     from datasets import get_dataset_split_names
 
-    with _telling(source, str(path)):
+    with _explained(source, str(path)):
         splits = get_dataset_split_names(str(path), source.task)
     only = splits[0] if len(splits) == 1 else source.split
     if only not in splits:
@@ -97,12 +97,12 @@ def _load(source: Source, *args: object, **kwargs: object) -> Iterator[dict]:
     """Rows, as they stream in or from a copy on disk."""
     from datasets import load_dataset
 
-    with _telling(source, str(args[0]), kwargs.get("revision")):
+    with _explained(source, str(args[0]), kwargs.get("revision")):
         dataset = load_dataset(*args, streaming=source.streaming, **kwargs)
-        return _told(iter(dataset), source)
+        return _read(iter(dataset), source)
 
 
-def _told(rows: Iterator[dict], source: Source) -> Iterator[dict]:
+def _read(rows: Iterator[dict], source: Source) -> Iterator[dict]:
     try:
         yield from rows
     except Exception as error:
@@ -111,8 +111,8 @@ def _told(rows: Iterator[dict], source: Source) -> Iterator[dict]:
 
 
 @contextmanager
-def _telling(source: Source, where: str, revision: object = None) -> Iterator[None]:
-    """Tell every failure to load in one line."""
+def _explained(source: Source, where: str, revision: object = None) -> Iterator[None]:
+    """Every failure to load in one line."""
     from datasets.exceptions import DatasetNotFoundError
 
     try:
@@ -138,7 +138,7 @@ def _splits(source: Source, where: str, revision: object, error: Exception) -> s
 
 
 @contextmanager
-def _patient() -> Iterator[None]:
+def patiently() -> Iterator[None]:
     """Without progress bars, and without the half hour for which `datasets` asks a silent server again."""
     import datasets
 

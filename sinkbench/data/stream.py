@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sinkbench.config import Source
-from sinkbench.data.rows import _patient, _rows
+from sinkbench.data.rows import patiently, rows_from
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
 
@@ -38,8 +38,8 @@ def read_stream(source: Source, count: int | None, tokenizer: Callable[[], objec
     Raises:
         UserError: the dataset, split or column does not exist, or there is no text in it.
     """
-    with _patient():
-        rows, revision = _rows(source)
+    with patiently():
+        rows, revision = rows_from(source)
         first = next(rows, None)
         if first is None:
             raise UserError(f"the dataset {source.name!r} has no rows in split {source.split!r}")

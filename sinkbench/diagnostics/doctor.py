@@ -20,9 +20,13 @@ from sinkbench.models import embedded
 OK, NOTE, MISSING = "ok", "note", "missing"
 PATIENCE = 3.0  # seconds for the Hub
 RUN, PLOT = "default run", "default plot"
-COMMANDS = {RUN: "sinkbench run --experiment attention_sinks", PLOT: "sinkbench plot --features perplexity vram"}
+DEFAULT_COMMANDS = {
+    RUN: "sinkbench run --experiment attention_sinks",
+    PLOT: "sinkbench plot --features perplexity vram",
+}
 MODULES = {RUN: ("sinkbench.runs.run", "datasets", "gguf"), PLOT: ("sinkbench.results.figures",)}
-SPARE = 2 * 2**30  # bytes of memory and of disk that the default run is comfortable with
+ROOM = 2 * 2**30  # bytes of memory and of disk that the default run is comfortable with
+NEEDED = 2 * 2**20  # bytes that its rows and its record take, and the figure
 GIB = 2**30
 ABILITIES = "What would run"
 
@@ -53,7 +57,7 @@ class Diagnosis:
     @property
     def ready(self) -> bool:
         found = {check.what: check.state for check in self.sections[ABILITIES]}
-        return all(found.get(command) == OK for command in COMMANDS)
+        return all(found.get(command) == OK for command in DEFAULT_COMMANDS)
 
     @property
     def mends(self) -> list[str]:
@@ -84,7 +88,7 @@ def _guarded(title: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
         for check in look():
             checks.append(check)
     except Exception as error:
-        checks.append(Check(title.lower(), f"cannot be told: {_reason(error)}", NOTE))
+        checks.append(Check(title.lower(), f"cannot be said: {_reason(error)}", NOTE))
     return checks
 
 
@@ -164,7 +168,7 @@ def _devices() -> Iterator[Check]:
     memory = psutil.virtual_memory()
     found = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
     threads = f"{torch.get_num_threads()} threads"
-    low = memory.available < SPARE
+    low = memory.available < ROOM
     yield Check("memory", f"{found}; {threads}", *((NOTE, "close other programs: 2 GiB are wanted") if low else ()))
 
 
@@ -243,12 +247,12 @@ def _folder(what: str, path: Path, state: str, elsewhere: str) -> Check:
     except OSError as error:
         found = f"{path} cannot be written: {error.strerror}"
         return Check(what, found, state, f"give another folder for {what}: {elsewhere}")
-    low = room < SPARE
-    return Check(what, f"{path}, {room / GIB:.0f} GiB free", *((state, f"make room in {there}") if low else ()))
+    mend = () if room >= ROOM else (state if room < NEEDED else NOTE, f"make room in {there}")
+    return Check(what, f"{path}, {room / GIB:.1f} GiB free", *mend)
 
 
 def _abilities(needed: list[Check]) -> Iterator[Check]:
-    for what, command in COMMANDS.items():
+    for what, command in DEFAULT_COMMANDS.items():
         lacking = next((reason for module in MODULES[what] if (reason := _unimportable(module))), None)
         if what == RUN and lacking is None:
             lacking = next((f"{part.what}: {part.found}" for part in needed if part.state == MISSING), None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
 SLACK = 1e-6  # of a perplexity against its NLL: another machine's exp may round otherwise
 ROUNDS = ("chunk_size", "cuda_graphs")  # what float32 numbers depend on by rounding alone
-ELSEWHERE = "give --overwrite to begin anew, or another --output-dir"
+BEGIN_ANEW = "give --overwrite to begin anew, or another --output-dir"
 
 
 def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: RunResult) -> None:
@@ -96,24 +96,24 @@ def _record(csv: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {ELSEWHERE}") from error
+        raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {BEGIN_ANEW}") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot go on with {csv}: its record {path.name} cannot be read; {ELSEWHERE}") from error
+        raise UserError(f"cannot go on with {csv}: its record {path.name} cannot be read; {BEGIN_ANEW}") from error
     if not isinstance(record, dict) or not isinstance(record.get("determined_by"), dict):
-        raise UserError(f"cannot go on with {csv}: its record does not say what determined it; {ELSEWHERE}")
+        raise UserError(f"cannot go on with {csv}: its record does not say what determined it; {BEGIN_ANEW}")
     return record
 
 
 def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
     was, now = before["determined_by"], record["determined_by"]
     if "strategy" not in was:
-        raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {ELSEWHERE}")
+        raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {BEGIN_ANEW}")
     free = GROWS + (ROUNDS if now["dtype"] == "float32" else ())
     for name in now:
         if name not in free and was.get(name) != now[name]:
             what, old, new = _difference(name, was.get(name), now[name])
             raise UserError(
-                f"cannot go on with {csv}: it is of another run, whose {what} was {old} and not {new}; {ELSEWHERE}"
+                f"cannot go on with {csv}: it is of another run, whose {what} was {old} and not {new}; {BEGIN_ANEW}"
             )
 
 
@@ -141,5 +141,5 @@ def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:
     wrong = np.flatnonzero(~(right & same))
     if len(wrong):
         what = "is of another text" if right[wrong[0]] else "is damaged"
-        raise UserError(f"cannot go on with {csv}: line {wrong[0] + 2} {what}; {ELSEWHERE}")
+        raise UserError(f"cannot go on with {csv}: line {wrong[0] + 2} {what}; {BEGIN_ANEW}")
     return float(sums[-1])

@@ -12,7 +12,6 @@ from sinkbench.strategies.formats import Format
 from sinkbench.strategies.policy import Policy
 
 Positions = Literal["cache", "text"]
-POSITIONS: tuple[Positions, ...] = ("cache", "text")
 
 
 @dataclass(frozen=True)

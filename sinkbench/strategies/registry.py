@@ -16,12 +16,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sinkbench.config import StrategyConfig
+from sinkbench.config import POSITIONS, StrategyConfig
 from sinkbench.errors import UserError
 from sinkbench.strategies.base import Strategy
 from sinkbench.strategies.formats import Format
 from sinkbench.strategies.formats import parse as parse_format
-from sinkbench.strategies.plan import POSITIONS, LayerSizes, Plan, Positions, make_plan
+from sinkbench.strategies.plan import LayerSizes, Plan, Positions, make_plan
 from sinkbench.strategies.policy import Policy
 from sinkbench.validation import nearest, shown
 

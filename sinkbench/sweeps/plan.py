@@ -1,4 +1,4 @@
-"""A sweep: the cells of an experiment file, told apart by what determines their results, carried out and on record."""
+"""A sweep: the cells of an experiment file, known by what determines their results, carried out and on record."""
 
 import json
 from collections.abc import Callable, Collection, Sequence
@@ -48,7 +48,7 @@ def planned(
     """Every cell, with the result that ``folder`` already holds of it, under whatever name.
 
     A result counts where its key is that of the cell, and its device one of ``devices``: what ran out of memory, or
-    was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be told from others;
+    was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be known from others;
     it is left to its turn, and to its retries.
 
     Args:
@@ -168,7 +168,7 @@ def sweep(
         cell = waiting[index]
         cell.result = result
         if cell.failed:
-            _tell(cell)
+            _record_failure(cell)
         finished(cell)
 
     cells = [cell.options.but(resume=not cell.options.overwrite) for cell in waiting]
@@ -176,8 +176,8 @@ def sweep(
         launch(cells, retries, lambda index: started(waiting[index]), ended)
 
 
-def _tell(cell: Cell) -> None:
-    """Put a failure on record where no record tells of it."""
+def _record_failure(cell: Cell) -> None:
+    """Put a failure on record where no record has it."""
     assert cell.result is not None
     path = cell.options.csv.with_suffix(".json")
     if not path.exists():

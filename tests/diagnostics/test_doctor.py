@@ -5,11 +5,13 @@ import subprocess
 import sys
 import time
 from itertools import takewhile
+from types import SimpleNamespace
 
 import pytest
 from golden import ROOT
 from hub import HANG, serving
 
+from sinkbench.diagnostics import doctor as looks
 from sinkbench.models import embedded
 
 # Hides packages from imports and from their metadata, as if they had never been installed.
@@ -121,3 +123,9 @@ def test_a_hub_that_does_not_answer_is_given_up_and_needed_by_nobody(doctor):
     assert status == 0
     assert "no answer" in row(shown, "reachable")
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(("free", "state"), [(3 * 2**30, "ok"), (2**28, "note"), (2**10, "missing")])
+def test_little_room_is_a_note_while_the_rows_find_it(free, state, tmp_path, monkeypatch):
+    monkeypatch.setattr(looks.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    assert looks._folder("results", tmp_path, looks.MISSING, "--output-dir").state == state

@@ -87,14 +87,14 @@ class _Tasks:
         self.tries[index] += 1
 
     def collect(self) -> None:
-        """Wait a moment for a task, and tell how its cell ended, or try it again."""
+        """Wait a moment for a task, and finish its cell, or try it again."""
         for reference in self.ray.wait(list(self.pending), timeout=MOMENT)[0]:
             index = self.pending.pop(reference)
             result, again = self.outcome(reference, self.cells[index])
             if again and self.tries[index] <= self.retries:
                 self.submit(index)
             else:
-                self.tell(index, result)
+                self.finish(index, result)
 
     def outcome(self, reference: Any, options: RunConfig) -> tuple[RunResult, bool]:
         """How a task ended, its files put in place, and whether another try may mend it."""
@@ -111,26 +111,26 @@ class _Tasks:
             reason, again = failure(error), False
         return RunResult(options.experiment, options.csv, exit_reason=reason), again
 
-    def tell(self, index: int, result: RunResult) -> None:
+    def finish(self, index: int, result: RunResult) -> None:
         self.open.remove(index)
         self.finished(index, result)
 
     def stop(self, reason: str) -> None:
-        """Keep what is finished, end the others, and tell of them."""
+        """Keep what is finished, and end the others."""
         tasks = list(self.pending)
         done, running = self.ray.wait(tasks, num_returns=len(tasks), timeout=0) if tasks else ([], [])
         for reference in running:
             self.ray.cancel(reference)
         for reference in done:
             index = self.pending[reference]
-            self.tell(index, self.outcome(reference, self.cells[index])[0])
+            self.finish(index, self.outcome(reference, self.cells[index])[0])
         if running:  # so that they leave no folder behind
             _, running = self.ray.wait(running, num_returns=len(running), timeout=GRACE)
         for reference in running:
             self.ray.cancel(reference, force=True)
         for index in sorted(self.open):
             options = self.cells[index]
-            self.tell(index, RunResult(options.experiment, options.csv, exit_reason=reason))
+            self.finish(index, RunResult(options.experiment, options.csv, exit_reason=reason))
 
 
 def _task(options: RunConfig, source: bytes | None) -> Transfer:
@@ -166,7 +166,7 @@ def needs(
     node: dict[str, float],
     find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> dict[str, float]:
-    """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be told.
+    """What Ray is to keep free for a cell: a core, GPUs where there are any, and host memory where it can be known.
 
     ``gpu_memory`` are the bytes of one GPU, 0 without; ``node`` is what the largest node has. More than that is not
     asked for: the cell would wait for ever, and out of memory is a result.
