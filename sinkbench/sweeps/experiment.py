@@ -9,9 +9,7 @@ a model, so that its cost can be estimated without it (:mod:`sinkbench.sweeps.es
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -24,6 +22,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
 from sinkbench.strategies.naming import file_stem
 from sinkbench.strategies.registry import chosen_by, find
+from sinkbench.sweeps.tables import about, table_in
 from sinkbench.validation import Axis, Entry, checked, nearest, shown
 
 
@@ -178,10 +177,10 @@ def read_experiments(path: Path) -> Experiments:
     Raises:
         UserError: in one line, the file, the key and what it must be.
     """
-    table = _table(path)
+    table = table_in(path)
     shapes = table.pop("shape", {})
     options = _checked(path, table)
-    with _about(path):
+    with about(path):
         _check_settings(options.set, options.experiment)
         found = Experiments(path, options, _shapes(path, shapes, options.model_name_or_path))
         found.cells()
@@ -204,10 +203,10 @@ def read_options(path: Path, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a value that a file cannot have, one option at a time; several, of which the line picks none.
     """
-    table = _table(path)
+    table = table_in(path)
     table.pop("shape", None)
     options = _checked(path, table)
-    with _about(path):
+    with about(path):
         picked = _picked(options.experiment, given)
         _check_settings(options.set, [*options.experiment, picked])
         found = _entry(picked, options.set)
@@ -238,24 +237,8 @@ def _picked(entries: Sequence[str | dict[str, Any]], given: dict[str, Any]) -> s
     return of_name[0] if of_name else name
 
 
-@contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """What is wrong within this context is said of a file, with the keys that it has for options of the line."""
-    try:
-        yield
-    except UserError as error:
-        line = str(error)
-        raise error if line.startswith(f"{path}: ") else UserError(f"{path}: {_keys(line)}") from error
-
-
-def _keys(line: str) -> str:
-    """``line`` with options of the command line as the keys of a file, except where it advises to give one there."""
-    line = re.sub(r"--set ([a-z0-9_]+)", r"set.\1", line)
-    return re.sub(r"(?<!give one with )--([a-z][a-z0-9-]*)", lambda option: option[1].replace("-", "_"), line)
-
-
 def _checked(path: Path, table: dict[str, Any]) -> Any:
-    with _about(path):
+    with about(path):
         return checked(Listed, table, lambda key: f"{key}: " if key else "", AXES)
 
 
@@ -266,32 +249,6 @@ def slugs(names: Sequence[str]) -> dict[str, str]:
         if all(found.values()) and len(set(found.values())) == len(found):
             return found
     return {name: f"{index}_{slug}".strip("_") for index, (name, slug) in enumerate(found.items(), start=1)}
-
-
-def _table(path: Path) -> dict[str, Any]:
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8, as TOML must be (byte {error.start})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: is not TOML: {error}") from error
-    with _about(path):
-        return _spelled(table)
-
-
-def _spelled(table: dict[str, Any]) -> dict[str, Any]:
-    """``table`` with words joined by ``_``, also in the tables of parameters within it."""
-    spelled: dict[str, Any] = {}
-    for key, value in table.items():
-        name = key.replace("-", "_")
-        if name in spelled:
-            raise UserError(f"{name}: is given twice, with - and with _")
-        inner = value if isinstance(value, list) else [value]
-        tables = [_spelled(one) if isinstance(one, dict) and name != "shape" else one for one in inner]
-        spelled[name] = tables if isinstance(value, list) else tables[0]
-    return spelled
 
 
 def _shapes(path: Path, tables: Any, models: list[str]) -> dict[str, ModelSizes]:
