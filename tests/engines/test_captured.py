@@ -52,13 +52,21 @@ def plan_of(model, strategy, positions=None):
     return tiny.plan(model, strategy, WINDOW, SINKS, positions, **STRATEGIES[strategy])
 
 
-@pytest.mark.parametrize("positions", ["cache", "text"])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("name", MODELS)
+def combinations():
+    """Every model with two strategies, a few with all of them; the others are ``heavy``."""
+    few, always = {"llama", "gptj", "gemma3", "mistral-sliding"}, {("attention_sinks", "cache"), ("pyramid", "text")}
+    for name in MODELS:
+        for strategy in STRATEGIES:
+            for positions in ("cache", "text") if strategy != "transformers" else ("cache",):
+                needed = name in few or (strategy, positions) in always
+                yield pytest.param(name, strategy, positions, marks=() if needed else pytest.mark.heavy)
+
+
+@pytest.mark.parametrize(("name", "strategy", "positions"), combinations())
 def test_a_step_over_rings_is_a_step_of_the_plain_engine(name, strategy, positions, monkeypatch):
     monkeypatch.setattr(module, "REACH", 64)  # so that rings are turned back within the test
     monkeypatch.setattr(module, "BLOCK", 32)  # so that dense rings grow
-    model, tokens = MODELS[name](), tiny.tokens(200)
+    model, tokens = MODELS[name](), tiny.tokens(120)  # the rings are turned back twice, and grow thrice
     plan = plan_of(model, strategy, positions)
     wanted = one_by_one(model, plan, tokens)
     assert through_rings(model, plan, tokens) == pytest.approx(wanted, abs=2e-4)

@@ -68,7 +68,21 @@ def pyramid(window, sinks):
 
 RULES = {"windowed": windowed, "attention_sinks": attention_sinks, "context_shift": context_shift, "pyramid": pyramid}
 PARAMETERS = {"pyramid": {"beta": 2}}
-each = pytest.mark.parametrize(("strategy", "positions"), [(s, p) for s in RULES for p in ("cache", "text")])
+EACH = [(s, p) for s in RULES for p in ("cache", "text")]
+each = pytest.mark.parametrize(("strategy", "positions"), EACH)
+
+
+def with_each(families):
+    """Every family with two of them, a few with all of them; the others are ``heavy``."""
+    always = {("attention_sinks", "cache"), ("context_shift", "text")}
+    return pytest.mark.parametrize(
+        ("family", "strategy", "positions"),
+        [
+            pytest.param(name, *one, marks=() if name in tiny.FEW or one in always else pytest.mark.heavy)
+            for name in families
+            for one in EACH
+        ],
+    )
 
 
 def plan_of(model, strategy, positions, window=WINDOW, sinks=SINKS):
@@ -87,8 +101,7 @@ def assert_same(actual, expected, tolerance=TOLERANCE):
     assert not len(error) or error.max() <= tolerance, f"off by {error.max():.2g} at step {error.argmax()}"
 
 
-@each
-@pytest.mark.parametrize("family", tiny.STREAMABLE)
+@with_each(tiny.STREAMABLE)
 def test_every_engine_holds_what_the_rule_says_where_it_says(family, strategy, positions):
     if strategy == "pyramid" and family in UNEVEN_IS_BEYOND_THE_ORACLE:
         pytest.skip(f"the oracle cannot give the layers of {family} caches of different lengths")
@@ -102,8 +115,7 @@ def test_every_engine_holds_what_the_rule_says_where_it_says(family, strategy, p
         assert_same(nll(Parallel(model, 21), plan, stream), wanted)
 
 
-@each
-@pytest.mark.parametrize("family", sorted(UNEVEN_IS_BEYOND_THE_ORACLE))
+@with_each(sorted(UNEVEN_IS_BEYOND_THE_ORACLE))
 def test_engines_agree_where_the_oracle_does_not_reach(family, strategy, positions):
     model, stream = shared(family), tiny.tokens(LENGTH)
     plan = plan_of(model, strategy, positions)

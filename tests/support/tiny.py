@@ -124,6 +124,10 @@ HYBRID: dict[str, Builder] = {
 STREAMABLE: dict[str, Builder] = {**ROTARY, **SCALED, **ALIBI, **HYBRID}
 
 
+# One of each way of positions, layers and attention: with these, `make test` tries every combination.
+FEW = ("llama", "gptj", "mpt", "falcon-alibi", "gemma3", "dynamic", "qwen3_next")
+
+
 @cache
 def shared(family: str) -> PreTrainedModel:
     """The model of a streamable family, one for all tests that leave it as it is."""
