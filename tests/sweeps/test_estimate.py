@@ -195,6 +195,7 @@ def quickest(work: Callable[[], object]) -> float:
     return min(timeit.repeat(work, number=1, repeat=10))
 
 
+@pytest.mark.heavy  # alone on the machine: workers beside it want the same cores
 @pytest.mark.parametrize(("measure", "reference"), [(bandwidth, plain_bandwidth), (matrix_rate, plain_rate)])
 def test_a_device_is_measured_as_a_plain_loop_measures_it(unmeasured, measure, reference) -> None:
     """Within a factor of two. Each has ten looks, since other processes want the core too."""
