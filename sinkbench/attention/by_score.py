@@ -1,18 +1,31 @@
-"""Attention of a layer whose entries go by a score: one query to all that is held, and what it gave to each."""
+"""Attention of a layer whose entries go by a score, and what it gave to each of them.
+
+One query attends to all that is held, and one entry goes. Of a whole chunk, the scores of all queries with all columns
+are formed at once; a scan over them finds at which token each column dies; a softmax over those that are alive at each
+query, and a product with the values, end it (docs/parallel.md).
+"""
+
+import math
 
 import torch
 from torch import Tensor
 
+from sinkbench.attention.scan import Rows, scan
 from sinkbench.attention.scores import Scores
 from sinkbench.cache.scored import ScoredLayer
 
 
 def attend(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
-    """``(B, H, 1, D)`` for the query of the newest token of ``layer``, just after its update; then one entry goes.
+    """``(B, H, n, D)`` for the queries of the newest tokens of ``layer``, just after its update; then entries go.
 
     Args:
         key: what the update answered with, ``(B, Hkv, m, D)``; ``value`` likewise.
     """
+    return attend_one(layer, query, key, value, scores) if layer.columns is None else attend_many(layer, query, scores)
+
+
+def attend_one(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    """``(B, H, 1, D)`` for one query; then one entry goes."""
     batch, heads = query.shape[:2]
     groups = heads // key.shape[1]
     weights = scores.of(query, key)[:, :, 0]  # (B, H, m)
@@ -34,3 +47,35 @@ def _terms(layer: ScoredLayer, slopes: Tensor, groups: int) -> Tensor:
     else:
         distance = layer.tokens[:, :, : layer.present] - (layer.seen - 1)
     return slopes[None, :, None] * distance.repeat_interleave(groups, dim=1)
+
+
+def attend_many(layer: ScoredLayer, query: Tensor, scores: Scores) -> Tensor:
+    """``(B, H, n, D)`` for the queries of a chunk."""
+    columns = layer.columns
+    assert columns is not None
+    batch, heads, n, _ = query.shape
+    weights = scores.of(query, columns.keys).view(batch, columns.keys.shape[1], -1, n, columns.tokens.shape[2])
+    if scores.alibi is not None:
+        now = torch.arange(layer.seen - n, layer.seen, device=query.device)
+        distance = columns.tokens[:, :, None, None] - now[:, None]
+        weights = weights + scores.alibi.slopes.to(weights.dtype).view(-1, weights.shape[2], 1, 1) * distance
+    extra = None if scores.extra is None else scores.extra.to(weights.dtype).view(-1, weights.shape[2])
+    died = scan(Rows.of(layer, weights, extra))
+    out = _softmax(weights.masked_fill_(~seen_by(died, columns.held, n)[:, :, None], -math.inf), extra)
+    layer.keep(died)
+    return torch.matmul(out.to(columns.values.dtype).flatten(2, 3), columns.values).view(batch, heads, n, -1)
+
+
+def seen_by(died: Tensor, held: int, n: int) -> Tensor:
+    """Whether each of ``n`` queries attends to each column, ``(B, H, n, m)``: it has come, and is not dead."""
+    i = torch.arange(n, device=died.device)[:, None]
+    come = torch.arange(-held, n, device=died.device)[None] <= i
+    return come & (died[:, :, None] >= i)
+
+
+def _softmax(weights: Tensor, extra: Tensor | None) -> Tensor:
+    """Shares of scores ``(B, H, G, n, m)``, with a logit that joins each softmax, ``(H, G)``."""
+    if extra is None:
+        return weights.softmax(-1)
+    total = torch.logaddexp(weights.logsumexp(-1), extra[..., None])
+    return torch.exp(weights - total[..., None])
