@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from sinkbench.attention.scan import Rows, scan
+from sinkbench.attention.rows import Rows
+from sinkbench.attention.scan import scan
 from sinkbench.attention.scores import Scores
 from sinkbench.cache.scored import ScoredLayer
 

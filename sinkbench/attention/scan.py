@@ -1,57 +1,16 @@
 """The one part of a chunk that is sequential: which entry goes at which token.
 
 With ``text`` positions a score of a query and a key does not depend on what was evicted. So all of them can be formed
-first, and the choice of what goes is a scan over their rows that reads no key and no value.
+first, and the choice of what goes is a scan over their rows that reads no value.
 """
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sinkbench.cache.scored import ScoredLayer, lowest
-from sinkbench.strategies import Held, Policy
-from sinkbench.strategies.base import Pattern
-
-
-@dataclass
-class Rows:
-    """What a scan reads, for a chunk of ``n`` queries over ``m`` columns.
-
-    Attributes:
-        policy: how many entries are held, and which are protected.
-        layer: number of the layer among those that the strategy governs.
-        held: columns that were held before the chunk.
-        first: index in the text of the chunk's first token.
-        tokens: of each column, int64, ``(B, H, m)``.
-        keys: ``(B, H, m, D)``.
-        memory: what the strategy carries, ``(B, H, m)``; left as it is after the chunk for what is alive then.
-        scores: of all queries with all columns, those that none may see among them, ``(B, H, G, n, m)``.
-        extra: a logit that joins each softmax, ``(H, G)``.
-    """
-
-    policy: Policy
-    layer: int
-    held: int
-    first: int
-    tokens: Tensor
-    keys: Tensor
-    memory: dict[str, Tensor]
-    scores: Tensor
-    extra: Tensor | None
-
-    @classmethod
-    def of(cls, layer: ScoredLayer, scores: Tensor, extra: Tensor | None) -> "Rows":
-        columns = layer.columns
-        assert columns is not None
-        first = layer.seen - scores.shape[3]
-        keys, memory = columns.keys, columns.memory
-        return cls(layer.policy, layer.number, columns.held, first, columns.tokens, keys, memory, scores, extra)
-
-    @property
-    def n(self) -> int:
-        return self.scores.shape[3]
+from sinkbench.attention.patterns import by_pattern
+from sinkbench.attention.rows import Rows
+from sinkbench.cache.scored import lowest
+from sinkbench.strategies import Held
 
 
 def scan(rows: Rows) -> Tensor:
@@ -59,15 +18,13 @@ def scan(rows: Rows) -> Tensor:
 
     The number of queries for those that are held after the chunk.
     """
-    assert rows.policy.eviction is not None
-    return SCANS.get(rows.policy.eviction.pattern, step_by_step)(rows)
+    died = by_pattern(rows)
+    return step_by_step(rows) if died is None else died
 
 
 def step_by_step(rows: Rows) -> Tensor:
     """The scan of any strategy: its own score is asked at every step."""
-    policy, eviction = rows.policy, rows.policy.eviction
-    assert policy.window is not None and eviction is not None
-    window, n = policy.window, rows.n
+    policy, eviction, window, n = rows.policy, rows.eviction, rows.window, rows.n
     died = torch.full_like(rows.tokens, n)
     slots = Slots(rows, window + 1)
     for i in range(n):
@@ -130,6 +87,3 @@ class Slots:
 
 def _padded(x: Tensor, size: int) -> Tensor:
     return torch.cat((x, x.new_zeros(*x.shape[:2], size - x.shape[2])), 2)
-
-
-SCANS: dict[Pattern | None, Callable[[Rows], Tensor]] = {}
