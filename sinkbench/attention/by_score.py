@@ -6,6 +6,7 @@ query, and a product with the values, end it (docs/parallel.md).
 """
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from torch import Tensor
 from sinkbench.attention.rows import Rows
 from sinkbench.attention.scan import scan
 from sinkbench.attention.scores import Scores
-from sinkbench.cache.scored import ScoredLayer
+from sinkbench.cache.scored import Columns, ScoredLayer
+from sinkbench.positions.rotary import wide
 
 
 def attend(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
@@ -52,19 +54,44 @@ def _terms(layer: ScoredLayer, slopes: Tensor, groups: int) -> Tensor:
 
 def attend_many(layer: ScoredLayer, query: Tensor, scores: Scores) -> Tensor:
     """``(B, H, n, D)`` for the queries of a chunk."""
-    columns = layer.columns
+    columns, n = layer.columns, query.shape[2]
     assert columns is not None
-    batch, heads, n, _ = query.shape
-    weights = scores.of(query, columns.keys).view(batch, columns.keys.shape[1], -1, n, columns.tokens.shape[2])
-    if scores.alibi is not None:
-        now = torch.arange(layer.seen - n, layer.seen, device=query.device)
-        distance = columns.tokens[:, :, None, None] - now[:, None]
-        weights = weights + scores.alibi.slopes.to(weights.dtype).view(-1, weights.shape[2], 1, 1) * distance
-    extra = None if scores.extra is None else scores.extra.to(weights.dtype).view(-1, weights.shape[2])
-    died = scan(Rows.of(layer, weights, extra))
-    out = _softmax(weights.masked_fill_(~seen_by(died, columns.held, n)[:, :, None], -math.inf), extra)
+    extra = None if scores.extra is None else scores.extra.to(wide(query.dtype)).view(columns.keys.shape[1], -1)
+    rows = Rows.of(layer, n, lambda: _weights(layer, query, scores), extra)
+    died = scan(rows)
+    fused = _fused(query, columns, scores)
+    if fused is not None:
+        out = fused.attend(query, columns.keys, columns.values, died, columns.held, scores.scale, scores.extra)
+        layer.keep(died)
+        return out
+    shares = _softmax(rows.scores.masked_fill_(~seen_by(died, columns.held, n)[:, :, None], -math.inf), extra)
+    out = torch.matmul(shares.to(columns.values.dtype).flatten(2, 3), columns.values)
     layer.keep(died)
-    return torch.matmul(out.to(columns.values.dtype).flatten(2, 3), columns.values).view(batch, heads, n, -1)
+    return out.view(*query.shape[:3], -1)
+
+
+def _weights(layer: ScoredLayer, query: Tensor, scores: Scores) -> Tensor:
+    """Scores of all queries with all columns, ``(B, Hkv, G, n, m)``, ALiBi's terms among them."""
+    columns, n = layer.columns, query.shape[2]
+    assert columns is not None
+    weights = scores.of(query, columns.keys).unflatten(1, (columns.keys.shape[1], -1))
+    if scores.alibi is None:
+        return weights
+    now = torch.arange(layer.seen - n, layer.seen, device=query.device)
+    distance = columns.tokens[:, :, None, None] - now[:, None]
+    return weights + scores.alibi.slopes.to(weights.dtype).view(-1, weights.shape[2], 1, 1) * distance
+
+
+def _fused(query: Tensor, columns: Columns, scores: Scores) -> ModuleType | None:
+    """The kernel that forms scores, softmax and output in one pass; ``None`` where there is none for these."""
+    same = columns.values.shape[-1] == query.shape[-1]
+    if not query.is_cuda or query.dtype == torch.float64 or not scores.plain or not same:
+        return None
+    try:
+        from sinkbench.attention.kernels import alive
+    except ImportError:
+        return None
+    return alive
 
 
 def seen_by(died: Tensor, held: int, n: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""Scans of strategies whose scores follow a pattern: what they read is formed for the whole chunk, then one kernel runs.
+"""Scans of strategies whose scores follow a pattern: what they read is formed for the whole chunk; one kernel runs.
 
-:mod:`sinkbench.attention.kernels.host` and :mod:`sinkbench.attention.kernels.scans` have the kernels, under the same
+:mod:`sinkbench.attention.kernels.host` and :mod:`sinkbench.attention.kernels.device` have the kernels, under the same
 names and with the same arguments.
 """
 
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -11,21 +12,20 @@ import torch
 from torch import Tensor
 
 from sinkbench.attention.rows import Rows
+from sinkbench.attention.scores import products_of
+from sinkbench.positions.rotary import wide
 from sinkbench.strategies import Held
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
     """The module with the scans for ``device``; ``None`` where what compiles them is not installed."""
+    name = {"cpu": "host", "cuda": "device"}.get(device.type)
+    if name is None:
+        return None
     try:
-        if device.type == "cuda":
-            from sinkbench.attention.kernels import scans as kernels
-        elif device.type == "cpu":
-            from sinkbench.attention.kernels import host as kernels
-        else:
-            return None
+        return import_module(f"sinkbench.attention.kernels.{name}")
     except ImportError:
         return None
-    return kernels
 
 
 def by_pattern(rows: Rows) -> Tensor | None:
@@ -63,29 +63,24 @@ def _no_weights() -> Tensor:
 
 
 def _summed(kernels: Any, rows: Rows, died: Tensor) -> None:
-    powers, extra = _powers(rows)
-    scores, totals = rows.scores.flatten(0, 1), rows.memory[rows.eviction.memory[0]]
+    totals = rows.memory[rows.eviction.memory[0]]
     averaged = rows.eviction.pattern == "averaged"
-    arrays = (powers.flatten(0, 1), scores, extra.flatten(0, 1), *_flat(totals, rows.tokens, died))
+    extra = None if rows.extra is None else rows.extra.repeat(len(rows.tokens), 1)
+    arrays = (rows.scores.flatten(0, 1), extra, *_flat(totals, rows.tokens, died))
     kernels.summed(*arrays, averaged=averaged, **_limits(rows))
 
 
 def _newest(kernels: Any, rows: Rows, died: Tensor) -> None:
-    powers, extra = _powers(rows)
     of_layer = died[:, 0].contiguous()
-    kernels.newest(
-        *(powers.flatten(1, 2), rows.scores.flatten(1, 2), extra.flatten(1, 2)),
-        *(rows.tokens[:, 0].contiguous(), of_layer),
-        **_limits(rows),
-    )
+    extra = None if rows.extra is None else rows.extra.flatten().repeat(len(rows.tokens), 1)
+    kernels.newest(rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer, **_limits(rows))
     died.copy_(of_layer[:, None].expand_as(died))
 
 
 def _alike(kernels: Any, rows: Rows, died: Tensor) -> None:
-    keys = rows.keys.to(torch.promote_types(rows.keys.dtype, torch.float32))
-    unit = keys / keys.norm(dim=-1, keepdim=True)
-    products = torch.matmul(unit, unit.transpose(-1, -2)).flatten(0, 1)
-    kernels.alike(products, *_flat(_marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
+    keys, norms = rows.keys, rows.keys.to(wide(rows.keys.dtype)).norm(dim=-1)
+    products = products_of(keys, keys) / (norms[..., None] * norms[:, :, None])
+    kernels.alike(products.flatten(0, 1), *_flat(_marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
 
 
 def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
@@ -93,21 +88,8 @@ def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.contiguous().flatten(0, 1) for x in arrays)
 
 
-def _powers(rows: Rows) -> tuple[Tensor, Tensor]:
-    """The exponentials of scores less the largest that a query could see, and of the logit that joins its softmax."""
-    n, m = rows.scores.shape[3:]
-    device = rows.scores.device
-    later = torch.arange(-rows.held, n, device=device)[None] > torch.arange(n, device=device)[:, None]
-    largest = rows.scores.masked_fill_(later, -torch.inf).amax(-1, keepdim=True)
-    extra = torch.zeros_like(largest[..., 0])
-    if rows.extra is not None:
-        largest = torch.maximum(largest, rows.extra[..., None, None])
-        extra = torch.exp(rows.extra[..., None] - largest[..., 0])
-    return torch.exp(rows.scores - largest), extra
-
-
 def _marks(keys: Tensor) -> Tensor:
-    """A number for each key, ``(B, H, m)``, int64: equal where all bits are equal, and by no likely chance otherwise."""
+    """A number for each key, ``(B, H, m)``, int64: equal where all bits are, and by no likely chance otherwise."""
     bits = keys.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[keys.element_size()]).long()
     factors = torch.arange(1, bits.shape[-1] + 1, device=keys.device) * 0x9E3779B97F4A7C1 + 0x7F4A7C15
     return ((bits ^ (bits >> 29)) * (factors | 1)).sum(-1)

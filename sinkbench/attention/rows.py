@@ -1,6 +1,8 @@
 """What a scan reads of a layer, for one chunk."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -20,7 +22,8 @@ class Rows:
         tokens: of each column, int64, ``(B, H, m)``.
         keys: ``(B, H, m, D)``.
         memory: what the strategy carries, ``(B, H, m)``; left as it is after the chunk for what is alive then.
-        scores: of all queries with all columns, those that none may see among them, ``(B, H, G, n, m)``.
+        n: queries.
+        form: gives :attr:`scores`, where they are looked at.
         extra: a logit that joins each softmax, ``(H, G)``.
     """
 
@@ -31,20 +34,22 @@ class Rows:
     tokens: Tensor
     keys: Tensor
     memory: dict[str, Tensor]
-    scores: Tensor
+    n: int
+    form: Callable[[], Tensor]
     extra: Tensor | None
 
     @classmethod
-    def of(cls, layer: ScoredLayer, scores: Tensor, extra: Tensor | None) -> "Rows":
+    def of(cls, layer: ScoredLayer, n: int, form: Callable[[], Tensor], extra: Tensor | None) -> "Rows":
+        """What a scan reads of ``layer``, just after its update by ``n`` tokens."""
         columns = layer.columns
         assert columns is not None
-        first = layer.seen - scores.shape[3]
-        keys, memory = columns.keys, columns.memory
-        return cls(layer.policy, layer.number, columns.held, first, columns.tokens, keys, memory, scores, extra)
+        first, keys, memory = layer.seen - n, columns.keys, columns.memory
+        return cls(layer.policy, layer.number, columns.held, first, columns.tokens, keys, memory, n, form, extra)
 
-    @property
-    def n(self) -> int:
-        return self.scores.shape[3]
+    @cached_property
+    def scores(self) -> Tensor:
+        """Of all queries with all columns, those that none may see among them, ``(B, H, G, n, m)``."""
+        return self.form()
 
     @property
     def window(self) -> int:

@@ -1,4 +1,4 @@
-"""The scans of the patterns, compiled for the processor by numba where it is installed (``pip install sinkbench[fast]``).
+"""The scans of the patterns, compiled for the processor by numba (``pip install sinkbench[fast]``).
 
 Arrays: ``R`` heads of all streams (heads of keys and values), ``G`` query heads a group, ``n`` queries, ``m`` columns.
 Each kernel keeps the columns that are alive in ``slots``, of which ``free`` is taken by the next token. Machine code is
@@ -171,26 +171,42 @@ def _alike(products, marks, tokens, died, held, first, n, window, sinks, recent)
                 sums[s] += products[r, gone, slots[s]]
 
 
-def fixed(scores: Tensor, tokens: Tensor, died: Tensor, **limits: int) -> None:
-    """:func:`_fixed` of tensors."""
-    _call(_fixed, scores, tokens, died, **limits)
+def fixed(scores: Tensor, tokens: Tensor, died: Tensor, *, n: int, tolerance: float, **limits: int) -> None:
+    """``scores``: of each column, ``(R, m)``, which never change; ``tokens``, ``died`` likewise."""
+    _call(_fixed, scores, tokens, died, n=n, tolerance=tolerance, **limits)
 
 
-def summed(*arrays: Tensor, **limits: int) -> None:
-    """:func:`_summed` of tensors."""
-    _call(_summed, *arrays, **limits)
+def summed(
+    scores: Tensor, extra: Tensor | None, totals: Tensor, tokens: Tensor, died: Tensor, *, averaged: bool, **limits: int
+) -> None:
+    """``scores``: ``(R, G, n, m)``; ``extra``: a logit that joins each softmax, ``(R, G)``; ``totals`` change."""
+    powers, also = _powers(scores, extra, limits["held"])
+    _call(_summed, powers, scores, also, totals, tokens, died, averaged=averaged, **limits)
 
 
-def newest(*arrays: Tensor, **limits: int) -> None:
-    """:func:`_newest` of tensors."""
-    _call(_newest, *arrays, **limits)
+def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, **limits: int) -> None:
+    """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``."""
+    powers, also = _powers(scores, extra, limits["held"])
+    _call(_newest, powers, scores, also, tokens, died, **limits)
 
 
-def alike(*arrays: Tensor, **limits: int) -> None:
-    """:func:`_alike` of tensors."""
-    _call(_alike, *arrays, **limits)
+def alike(products: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
+    """``products``: of the normalised keys with each other, ``(R, m, m)``; ``marks``: equal for equal keys."""
+    _call(_alike, products, marks, tokens, died, n=n, **limits)
+
+
+def _powers(scores: Tensor, extra: Tensor | None, held: int) -> tuple[Tensor, Tensor]:
+    """The exponentials of scores less the largest that a query could see, and of the logit that joins its softmax."""
+    n = scores.shape[2]
+    later = torch.arange(-held, n)[None, : scores.shape[3]] > torch.arange(n)[:, None]
+    largest = scores.masked_fill_(later, -torch.inf).amax(-1, keepdim=True)
+    also = torch.zeros_like(largest[..., 0])
+    if extra is not None:
+        largest = torch.maximum(largest, extra[..., None, None])
+        also = torch.exp(extra[..., None] - largest[..., 0])
+    return torch.exp(scores - largest), also
 
 
 def _call(kernel: Callable[..., None], *arrays: Tensor, **limits: int) -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(torch.get_num_threads(), numba.get_num_threads()))
     kernel(*(x.numpy() for x in arrays), **limits)
