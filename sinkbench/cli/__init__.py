@@ -21,7 +21,7 @@ from sinkbench.errors import UserError
 # options that take several values after one flag
 MANY_VALUES = {
     "plot": {"--features"},
-    "speed": {"--num-tokens"},
+    "speed": {"--num-tokens", "--strategies"},
     "run": {"--set"},
     "generate": {"--set"},
     "chat": {"--set"},

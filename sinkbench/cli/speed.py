@@ -27,13 +27,19 @@ def speed(
     ] = False,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
     window_size: Annotated[int, typer.Option(min=2, metavar="N", help="Cache entries kept.")] = 1024,
-    attention_sink_size: Annotated[int, typer.Option(min=0, metavar="N", help="Sinks among them.")] = 4,
+    attention_sink_size: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Sinks among them; by default each strategy's own.")
+    ] = None,
+    strategies: Annotated[
+        list[str], typer.Option(metavar="NAME...", help="What is timed: built in, or FILE.py:CLASS.")
+    ] = ["windowed", "attention_sinks"],  # noqa: B006 - typer copies it
+    kv_format: Annotated[str, typer.Option(metavar="FORMAT", help="In which their caches are held.")] = "model",
     steps: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens timed one by one.")] = 200,
     num_tokens: Annotated[
         list[int], typer.Option(min=2, metavar="N...", help="Lengths of the streams read in parallel.")
     ] = [8192],  # noqa: B006 - typer copies it
     dense_tokens: Annotated[
-        int, typer.Option(min=2, metavar="N", help="Tokens held while dense attention is timed.")
+        int, typer.Option(min=0, metavar="N", help="Tokens held while dense attention is timed; 0: it is not.")
     ] = 2048,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .json or .md to write too; the other goes beside it.")
@@ -49,11 +55,12 @@ def speed(
         raise UserError(f"cannot write {output}: give a .json or .md file")
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)} (got {dtype})")
-    if attention_sink_size >= window_size:
+    if attention_sink_size is not None and attention_sink_size >= window_size:
         raise UserError("the window must be larger than the attention sinks: raise --window-size")
     source = ModelSource(model_name_or_path, dtype=dtype, random_weights=random_weights, allow_pickle=allow_pickle)
     model = load_model(locate(source))
-    timings = Timings(window_size, attention_sink_size, steps, sorted(set(num_tokens)), dense_tokens)
+    lengths, names = sorted(set(num_tokens)), list(dict.fromkeys(strategies))
+    timings = Timings(window_size, attention_sink_size, steps, lengths, dense_tokens, names, kv_format)
     console, costs = Console(stderr=True), []
     with console.status("measuring") as status:
         for cost in measure(model, timings, status.update):
@@ -63,7 +70,7 @@ def speed(
     if output is None:
         return
     about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
-    about |= {"window": str(window_size), "sinks": str(attention_sink_size), "random weights": str(random_weights)}
+    about |= {"window": str(window_size), "cache": kv_format, "random weights": str(random_weights)}
     shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
     text = json.dumps({**about, "versions": versions(), "costs": shown}, indent=1)
     try:

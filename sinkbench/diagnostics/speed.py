@@ -1,11 +1,12 @@
 """What a token costs on the device at hand: the seed's loop, our engines, and the floors that physics sets."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,17 +67,21 @@ class Timings:
 
     Attributes:
         window: cache entries kept.
-        sinks: of them.
+        sinks: of them; ``None``: as many as each strategy has by itself.
         steps: tokens to time one by one, past a full window.
         streams: lengths of the streams to read in parallel.
-        dense: tokens that dense attention holds while its steps are timed.
+        dense: tokens that dense attention holds while its steps are timed; 0: they are not.
+        strategies: what is timed besides.
+        kv_format: in which their caches are held.
     """
 
     window: int
-    sinks: int
+    sinks: int | None
     steps: int
     streams: list[int]
     dense: int
+    strategies: Sequence[str] = ("windowed", "attention_sinks")
+    kv_format: str = "model"
 
 
 def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None] = lambda _: None) -> Iterator[Cost]:
@@ -85,26 +90,29 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
     length = max(*timings.streams, timings.dense, timings.window + timings.steps) + 1
     stream = torch.randint(0, vocabulary, (length,), generator=torch.Generator().manual_seed(0))
     sizes = layer_sizes(model.config)
-    plans = {name: choose(name, timings.window, timings.sinks).plan(sizes) for name in ("windowed", "attention_sinks")}
+    common: dict[str, Any] = {"window": timings.window, "sinks": timings.sinks, "kv_format": timings.kv_format}
+    plans = {name: choose(name, **common).plan(sizes) for name in timings.strategies}
     note("the device")
     read, multiply = copy_seconds(model), product_seconds(model)
-    held = {"": timings.window, f", {timings.dense:,} tokens held": timings.dense}
+    held = {"": timings.window} | ({f", {timings.dense:,} tokens held": timings.dense} if timings.dense else {})
     for what, tokens in held.items():
         share = _bytes_a_token(model, tokens)
         yield Cost(f"floor: weights and cache read once{what}", [1e3 * share * s for s in read], each="probe")
     work = _operations_a_token(model)
     yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
     note("the seed's loop")
-    few = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1]
-    yield _timed("the seed's loop", partial(seed_loop, model, timings.window, timings.sinks, few), timings.window)
+    few, sinks = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1], min(4, timings.window - 1)
+    sinks = sinks if timings.sinks is None else timings.sinks
+    yield _timed("the seed's loop", partial(seed_loop, model, timings.window, sinks, few), timings.window)
     for name, kept in plans.items():
         note(f"stepwise, {name}")
         some = stream[: timings.window + timings.steps + 1]
         yield _timed(f"stepwise, {name}", partial(_by_steps, model, kept, some, timings.window))
-    note("stepwise, transformers")
-    dense, some = choose("transformers", 1).plan(sizes), stream[: timings.dense + 1]
-    name = f"stepwise, transformers, {timings.dense:,} tokens held"
-    yield _timed(name, partial(_by_steps, model, dense, some, max(0, timings.dense - timings.steps)))
+    if timings.dense:
+        note("stepwise, transformers")
+        dense, some = choose("transformers", 1).plan(sizes), stream[: timings.dense + 1]
+        name = f"stepwise, transformers, {timings.dense:,} tokens held"
+        yield _timed(name, partial(_by_steps, model, dense, some, max(0, timings.dense - timings.steps)))
     for name, kept in plans.items():
         for count in timings.streams:
             note(f"parallel, {name}, {count:,} tokens")

@@ -27,10 +27,10 @@ def watched() -> Iterator[Evictions]:
     def watch_chunk(layer: ScoredLayer, died: Tensor) -> None:
         columns = layer.columns
         assert columns is not None
-        tokens, n = columns.tokens[0], columns.tokens.shape[2] - columns.held
+        tokens, n = columns.tokens[0].tolist(), columns.tokens.shape[2] - columns.held
         keep(layer, died)
-        for head, (mine, when) in enumerate(zip(tokens, died[0], strict=True)):
-            gone = sorted((layer.seen - n + int(i), int(t)) for i, t in zip(when, mine, strict=True) if i < n)
+        for head, (mine, when) in enumerate(zip(tokens, died[0].tolist(), strict=True)):
+            gone = sorted((layer.seen - n + i, t) for i, t in zip(when, mine, strict=True) if i < n)
             if gone:
                 found.setdefault((layer.number, head), []).extend(gone)
 

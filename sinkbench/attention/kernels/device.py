@@ -18,16 +18,30 @@ MEETING = 8  # programs of a layer that meet at every token
 
 
 @triton.jit
-def _lowest(value, token, can, newest, newest_can, tolerance):
-    """Token with the lowest value; of equal ones, the oldest; NOBODY where it is the newest."""
-    value = tl.where(can, value, float("inf"))
+def _lower_older(value, token, other, other_token):
+    first = (value < other) | ((value == other) & (token < other_token))
+    return tl.where(first, value, other), tl.where(first, token, other_token)
+
+
+@triton.jit
+def _lowest(value, token, can, newest, newest_can):
+    """Token with the lowest value; of equal ones, the oldest; NOBODY where it is the newest.
+
+    What is not a number counts as infinite.
+    """
+    value = tl.where(can & (value == value), value, float("inf"))  # noqa: PLR0124
+    low, victim = tl.reduce((value, tl.where(can, token, NOBODY)), 0, _lower_older)
+    return tl.where(newest_can & (newest < low), NOBODY, victim)
+
+
+@triton.jit
+def _lowest_about(value, token, can, newest, newest_can, tolerance):
+    """As :func:`_lowest`, where values up to that share of the lowest above it are equal to it."""
+    value = tl.where(can & (value == value), value, float("inf"))  # noqa: PLR0124
     low = tl.min(value, axis=0)
     low = tl.where(newest_can, tl.minimum(low, newest), low)
-    bound = low + tolerance * tl.abs(low)
-    bound = tl.where(tolerance > 0, bound, low)
-    victim = tl.min(tl.where(can & ((value <= bound) | (value == low)), token, NOBODY), axis=0)
-    none = (victim == NOBODY) & ((newest_can == 0) | (low != newest))  # not one number among them
-    return tl.where(none, tl.min(tl.where(can, token, NOBODY), axis=0), victim)
+    ties = can & ((value <= low + tolerance * tl.abs(low)) | (value == low))
+    return tl.min(tl.where(ties, token, NOBODY), axis=0)
 
 
 @triton.jit
@@ -44,21 +58,24 @@ def _numbers(a, b, c, d, e):
 
 @triton.jit
 def _shares(x, y, top, extra):
-    """Shares of the slots ``(G, S)`` and of the newest ``(G,)`` in softmaxes, from scores and bounds of the largest."""
-    e, f = tl.exp(x - top[:, None]), tl.exp(y - top)
-    total = tl.sum(e, axis=1) + f + extra
+    """Shares of the slots ``(S, G)`` and of the newest ``(G,)`` in softmaxes, from scores and bounds of the largest."""
+    e, f = tl.exp(x - top[None, :]), tl.exp(y - top)
+    total = tl.sum(e, axis=0) + f + extra
     if tl.min(total, axis=0) < GONE:
-        top = tl.maximum(tl.max(x, axis=1), y)
+        top = tl.maximum(tl.max(x, axis=0), y)
         top = tl.where(top == float("-inf"), 0.0, top)
         small = total < GONE
-        e = tl.where(small[:, None], tl.exp(x - top[:, None]), e)
+        e = tl.where(small[None, :], tl.exp(x - top[None, :]), e)
         f = tl.where(small, tl.exp(y - top), f)
-        total = tl.where(small, tl.sum(e, axis=1) + f, total)
-    return e / total[:, None], f / total
+        total = tl.where(small, tl.sum(e, axis=0) + f, total)
+    return e / total[None, :], f / total
 
 
 @triton.jit
-def _fixed(scores, tokens, died, held, first, n, m, window, sinks, recent, tolerance, SLOTS: tl.constexpr):
+def _fixed(
+    scores, tokens, died, held, first, n, m, window, sinks, recent, tolerance,
+    SLOTS: tl.constexpr, TOLERANT: tl.constexpr,
+):  # fmt: skip
     base = tl.program_id(0).to(tl.int64) * m
     s = tl.arange(0, SLOTS)
     first, held, window, sinks, recent = _numbers(first, held, window, sinks, recent)
@@ -70,7 +87,10 @@ def _fixed(scores, tokens, died, held, first, n, m, window, sinks, recent, toler
         now, column = first + i, held + i
         new = tl.load(scores + base + column)
         can = alive & (token >= sinks) & (token <= now - recent)
-        victim = _lowest(mine, token, can, new, recent == 0, tolerance)
+        if TOLERANT:
+            victim = _lowest_about(mine, token, can, new, recent == 0, tolerance)
+        else:
+            victim = _lowest(mine, token, can, new, recent == 0)
         gone = alive & (token == victim) & (now >= window)
         hit = gone | ((s == now) & (now < window))
         tl.store(died + base + columns, i, mask=gone)
@@ -98,36 +118,36 @@ def _summed(
     rows = head * GROUP + g
     real = g < GROUP
     line = scores + rows * n * m
-    x = tl.load(line[:, None] + columns[None, :], mask=real[:, None] & alive[None, :], other=float("-inf"))
+    x = tl.load(line[None, :] + columns[:, None], mask=real[None, :] & alive[:, None], other=float("-inf"))
     y = tl.load(line + held, mask=real, other=0.0)
     for i in range(n):
         now, column = first + i, held + i
         after = tl.minimum(i + 1, n - 1)  # the row of the next token, while this one is reduced
         line = scores + (rows * n + after) * m
-        x_next = tl.load(line[:, None] + columns[None, :], mask=real[:, None] & alive[None, :], other=float("-inf"))
+        x_next = tl.load(line[None, :] + columns[:, None], mask=real[None, :] & alive[:, None], other=float("-inf"))
         joined = tl.load(line + column, mask=real, other=0.0)
         y_next = tl.load(line + held + after, mask=real, other=0.0)
         top = tl.load(largest + rows * n + i, mask=real, other=0.0)
         also = tl.load(extra + rows * n + i, mask=real, other=0.0)
         shares, share = _shares(x, y, top, also)
-        mine += tl.sum(tl.where(real[:, None], shares, 0.0), axis=0)
+        mine += tl.sum(tl.where(real[None, :], shares, 0.0), axis=1)
         new = tl.sum(tl.where(real, share, 0.0), axis=0)
         for rest in range(BLOCK, GROUP, BLOCK):
             more = rest + g < GROUP
             others = head * GROUP + rest + g
             line = scores + (others * n + i) * m
-            u = tl.load(line[:, None] + columns[None, :], mask=more[:, None] & alive[None, :], other=float("-inf"))
+            u = tl.load(line[None, :] + columns[:, None], mask=more[None, :] & alive[:, None], other=float("-inf"))
             v = tl.load(line + column, mask=more, other=0.0)
             top = tl.load(largest + others * n + i, mask=more, other=0.0)
             also = tl.load(extra + others * n + i, mask=more, other=0.0)
             shares, share = _shares(u, v, top, also)
-            mine += tl.sum(tl.where(more[:, None], shares, 0.0), axis=0)
+            mine += tl.sum(tl.where(more[None, :], shares, 0.0), axis=1)
             new += tl.sum(tl.where(more, share, 0.0), axis=0)
         can = alive & (token >= sinks) & (token <= now - recent)
         value = mine
         if AVERAGED:
             value = mine / (now - token + 1).to(mine.dtype)
-        victim = _lowest(value, token, can, new, recent == 0, 0.0)
+        victim = _lowest(value, token, can, new, recent == 0)
         gone = alive & (token == victim) & (now >= window)
         hit = gone | ((s == now) & (now < window))
         tl.store(died + base + columns, i, mask=gone)
@@ -136,15 +156,26 @@ def _summed(
         token = tl.where(hit, now, token)
         mine = tl.where(hit, new, mine)
         alive = alive | hit
-        x = tl.where(hit[None, :], joined[:, None], x_next)
+        x = tl.where(hit[:, None], joined[None, :], x_next)
         y = y_next
     tl.store(totals + base + columns, mine, mask=alive)
 
 
 @triton.jit
+def _stamped(x, step):
+    """A float32 and the number of its step in one word."""
+    return (tl.full((), step, tl.int64) << 32) | x.to(tl.float32).to(tl.uint32, bitcast=True).to(tl.int64)
+
+
+@triton.jit
+def _number(word):
+    return (word & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _newest(
-    scores, largest, extra, tokens, died, board, counter, held, first, n, m, window, sinks, recent, heads,
-    PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr,
+    scores, largest, extra, tokens, died, board, held, first, n, m, window, sinks, recent, heads,
+    PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One of the programs of a layer: it sums the shares of its heads, and reads those of all on a common board."""
     stream, part = tl.program_id(0), tl.program_id(1)
@@ -158,39 +189,37 @@ def _newest(
     real = h < heads
     rows = stream.to(tl.int64) * heads + h
     line = scores + rows * n * m
-    x = tl.load(line[:, None] + columns[None, :], mask=real[:, None] & alive[None, :], other=float("-inf"))
+    x = tl.load(line[None, :] + columns[:, None], mask=real[None, :] & alive[:, None], other=float("-inf"))
     y = tl.load(line + held, mask=real, other=0.0)
     parts = tl.arange(0, PROGRAMS)
-    width: tl.constexpr = 2 * SLOTS
-    counter += stream
-    board += stream.to(tl.int64) * 2 * PROGRAMS * width
+    board += stream.to(tl.int64) * 2 * PROGRAMS * WIDTH
     for i in range(n):
         now, column = first + i, held + i
         after = tl.minimum(i + 1, n - 1)
         line = scores + (rows * n + after) * m
-        x_next = tl.load(line[:, None] + columns[None, :], mask=real[:, None] & alive[None, :], other=float("-inf"))
+        x_next = tl.load(line[None, :] + columns[:, None], mask=real[None, :] & alive[:, None], other=float("-inf"))
         joined = tl.load(line + column, mask=real, other=0.0)
         y_next = tl.load(line + held + after, mask=real, other=0.0)
         top = tl.load(largest + rows * n + i, mask=real, other=0.0)
         also = tl.load(extra + rows * n + i, mask=real, other=0.0)
         shares, share = _shares(x, y, top, also)
-        mine = tl.sum(tl.where(real[:, None], shares, 0.0), axis=0)
+        mine = tl.sum(tl.where(real[None, :], shares, 0.0), axis=1)
         new = tl.sum(tl.where(real, share, 0.0), axis=0)
         if PROGRAMS > 1:
-            # two boards in turn: who writes to one again has met all that have read it
-            here = board + (i % 2) * PROGRAMS * width
-            tl.store(here + part * width + s, mine, cache_modifier=".cg")
-            tl.store(here + part * width + SLOTS, new, cache_modifier=".cg")
-            tl.debug_barrier()
-            tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu")
-            arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-            while arrived < (i + 1) * PROGRAMS:
-                arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
-            tl.debug_barrier()
-            mine = tl.sum(tl.load(here + parts[:, None] * width + s[None, :], cache_modifier=".cg"), axis=0)
-            new = tl.sum(tl.load(here + parts * width + SLOTS, cache_modifier=".cg"), axis=0)
+            # each number goes with the number of its step, in one word, so that who reads it knows whether it is there;
+            # two boards in turn: who writes to one again has read what all wrote after they had read it
+            here = board + (i % 2) * PROGRAMS * WIDTH
+            tl.store(here + part * WIDTH + s, _stamped(mine, i + 1), cache_modifier=".cg")
+            tl.store(here + part * WIDTH + SLOTS, _stamped(new, i + 1), cache_modifier=".cg")
+            words = tl.load(here + parts[None, :] * WIDTH + s[:, None], volatile=True)
+            more = tl.load(here + parts * WIDTH + SLOTS, volatile=True)
+            while tl.minimum(tl.min(tl.min(words, axis=1), axis=0), tl.min(more, axis=0)) >> 32 < i + 1:
+                words = tl.load(here + parts[None, :] * WIDTH + s[:, None], volatile=True)
+                more = tl.load(here + parts * WIDTH + SLOTS, volatile=True)
+            mine = tl.sum(_number(words), axis=1)
+            new = tl.sum(_number(more), axis=0)
         can = alive & (token >= sinks) & (token <= now - recent)
-        victim = _lowest(mine, token, can, new, recent == 0, 0.0)
+        victim = _lowest(mine, token, can, new, recent == 0)
         gone = alive & (token == victim) & (now >= window)
         hit = gone | ((s == now) & (now < window))
         tl.store(died + base + columns, i, mask=gone & (part == 0))
@@ -198,7 +227,7 @@ def _newest(
         columns = tl.where(hit, column, columns)
         token = tl.where(hit, now, token)
         alive = alive | hit
-        x = tl.where(hit[None, :], joined[:, None], x_next)
+        x = tl.where(hit[:, None], joined[None, :], x_next)
         y = y_next
 
 
@@ -214,18 +243,19 @@ def _alike(products, sums, marks, twins, tokens, died, held, first, n, m, window
     mine = tl.load(sums + head * held + s, mask=alive, other=0.0)
     products += head * m * m
     twin = tl.load(twins + head)
-    row = tl.load(products + held * m + columns, mask=alive, other=0.0).to(tl.float64)
+    row = tl.load(products + held * m + columns, mask=alive, other=0.0)
     for i in range(n):
         now, column = first + i, held + i
         after = tl.minimum(i + 1, n - 1)
         line = products + (held + after).to(tl.int64) * m
-        row_next = tl.load(line + columns, mask=alive, other=0.0).to(tl.float64)
-        joined = tl.load(line + column).to(tl.float64)
-        own = tl.load(products + column.to(tl.int64) * m + column).to(tl.float64)
-        mine -= row
-        new = -tl.sum(row, axis=0) - own
+        row_next = tl.load(line + columns, mask=alive, other=0.0)
+        joined = tl.load(line + column)
+        own = tl.load(products + column.to(tl.int64) * m + column)
+        mine -= row.to(tl.float64)
+        new = -tl.sum(row, axis=0).to(tl.float64) - own.to(tl.float64)
         can = alive & (token >= sinks) & (token <= now - recent)
-        victim = _lowest(mine, token, can, new, recent == 0, 0.0)
+        rounded = products.dtype.element_ty  # sums are carried in float64, and compared as the products are
+        victim = _lowest(mine.to(rounded), token, can, new.to(rounded), recent == 0)
         if twin != 0:  # equal keys have equal scores, whatever rounding says: of those the oldest goes
             mark = tl.load(marks + base + columns, mask=alive, other=0)
             wanted = tl.sum(tl.where(alive & (token == victim), mark, 0), axis=0)
@@ -262,7 +292,13 @@ def fixed(scores: Tensor, tokens: Tensor, died: Tensor, *, n: int, tolerance: fl
     """``scores``: of each column, ``(R, m)``, which never change; ``tokens``, ``died`` likewise."""
     slots = triton.next_power_of_2(limits["window"])
     arguments = _arguments(limits, n, tokens.shape[1])
-    _fixed[(len(tokens),)](scores, tokens, died, **arguments, tolerance=tolerance, SLOTS=slots, num_warps=_warps(slots))
+    if not tolerance and scores.dtype == torch.float64:
+        scores = _places(scores)  # half the registers
+    _fixed[(len(tokens),)](
+        *(scores, tokens, died),
+        **arguments,
+        **{"tolerance": tolerance, "TOLERANT": tolerance > 0, "SLOTS": slots, "num_warps": _warps(slots)},
+    )
 
 
 def summed(
@@ -284,18 +320,20 @@ def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, *
     """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``."""
     streams, heads, n, m = scores.shape
     slots = triton.next_power_of_2(limits["window"])
-    programs = min(MEETING, triton.next_power_of_2(heads)) if scores.is_cuda else 1
+    programs = min(MEETING, triton.next_power_of_2(heads))
+    if not scores.is_cuda or scores.dtype != torch.float32:
+        programs = 1  # a word has room for a float32 and a step
     block = triton.next_power_of_2(triton.cdiv(heads, programs))
     largest, powers = _bounds(scores, extra, limits["held"])
     together = max(1, torch.cuda.get_device_properties(scores.device).multi_processor_count // programs)
-    board = scores.new_empty(min(streams, together), 2, programs, 2 * slots)
+    width = slots + 16
     for some in range(0, streams, together):  # programs that meet must all be running
         part = slice(some, some + together)
-        counter = torch.zeros(together, dtype=torch.int32, device=scores.device)
+        board = torch.zeros(len(tokens[part]), 2, programs, width, dtype=torch.int64, device=scores.device)
         _newest[(len(tokens[part]), programs)](
-            *(scores[part], largest[part], powers[part], tokens[part], died[part], board, counter),
+            *(scores[part], largest[part], powers[part], tokens[part], died[part], board),
             **_arguments(limits, n, m),
-            **{"heads": heads, "PROGRAMS": programs, "BLOCK": block, "SLOTS": slots},
+            **{"heads": heads, "PROGRAMS": programs, "BLOCK": block, "SLOTS": slots, "WIDTH": width},
             num_warps=_warps(slots * block),
         )
 
@@ -317,7 +355,15 @@ def _arguments(limits: dict[str, int], n: int, m: int) -> dict[str, int]:
 
 
 def _warps(numbers: int) -> int:
-    return max(1, min(16, numbers // 256))
+    return max(1, min(8, numbers // 128))
+
+
+def _places(scores: Tensor) -> Tensor:
+    """The place of each score among those of its row, float32, equal for equal ones: what is lower stays lower."""
+    ordered, order = scores.sort(-1)
+    places = torch.zeros_like(scores, dtype=torch.float32)
+    places[:, 1:] = (ordered[:, 1:] != ordered[:, :-1]).cumsum(-1)
+    return torch.empty_like(places).scatter_(1, order, places)
 
 
 def _bounds(scores: Tensor, extra: Tensor | None, held: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,65 @@
+"""Scans on CUDA: what the processor chooses in float64; in float32 what single steps choose."""
+
+import pytest
+import tiny
+import torch
+from evictions import watched
+
+from sinkbench.engines.parallel import Parallel
+from sinkbench.engines.stepwise import Stepwise
+
+pytestmark = pytest.mark.cuda
+
+RULES = {
+    "h2o": ("h2o", {}),
+    "h2o-average": ("h2o", {"average": True}),
+    "tova": ("tova", {}),
+    "knorm": ("knorm", {}),
+    "keydiff": ("keydiff", {}),
+    "random": ("random", {}),
+}
+FAMILIES = [family for family in tiny.STREAMABLE if family not in ("qwen3_next", "dynamic", "longrope", "gpt_oss")]
+
+
+def run(engine, plan, stream):
+    with watched() as evictions:
+        nll = [value for steps in engine.run(plan, stream) for value in steps.nll]
+    return torch.tensor(nll, dtype=torch.float64), evictions
+
+
+@pytest.mark.parametrize(("sinks", "recent"), [(0, 0), (2, 5)])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_in_float64_the_device_chooses_what_the_processor_chooses(family, rule, sinks, recent):
+    name, parameters = RULES[rule]
+    here, there = tiny.STREAMABLE[family]().double(), tiny.STREAMABLE[family]().double().cuda()
+    plan = tiny.plan(here, name, 24, sinks, recent=recent, **parameters)
+    wanted, evictions = run(Parallel(here, 37), plan, tiny.tokens(120))
+    nll, same = run(Parallel(there, 37), plan, tiny.tokens(120))
+    assert same == evictions
+    assert (nll - wanted).abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("kv_format", ["model", "q8_0", "q4_0", "fp8_e4m3"])
+@pytest.mark.parametrize("rule", RULES)
+def test_in_float32_chunks_say_what_single_steps_say(rule, kv_format):
+    name, parameters = RULES[rule]
+    model = tiny.build("llama", num_key_value_heads=2, head_dim=32).cuda()
+    plan = tiny.plan(model, name, 24, 1, recent=3, kv_format=kv_format, **parameters)
+    wanted, evictions = run(Stepwise(model), plan, tiny.tokens(120))
+    nll, same = run(Parallel(model, 37), plan, tiny.tokens(120))
+    assert same == evictions
+    assert (nll - wanted).abs().max() <= 1e-3
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 8])
+@pytest.mark.parametrize("rule", ["h2o", "tova"])
+@pytest.mark.parametrize("window", [5, 64, 1000, 1024, 3000])
+def test_windows_and_groups_of_any_size(window, rule, heads):
+    model = tiny.build("llama", num_attention_heads=8, num_key_value_heads=heads, num_hidden_layers=1)
+    plan = tiny.plan(model, rule, window, 2, recent=2)
+    stream = tiny.tokens(window + 300)
+    wanted, evictions = run(Parallel(model.double(), 256), plan, stream)
+    nll, same = run(Parallel(model.cuda(), 200), plan, stream)
+    assert same == evictions
+    assert (nll - wanted).abs().max() <= 1e-9
