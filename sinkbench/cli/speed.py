@@ -34,7 +34,7 @@ def speed(
         list[str], typer.Option(metavar="NAME...", help="What is timed: built in, or FILE.py:CLASS.")
     ] = ["windowed", "attention_sinks"],  # noqa: B006 - typer copies it
     kv_format: Annotated[str, typer.Option(metavar="FORMAT", help="In which their caches are held.")] = "model",
-    steps: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens timed one by one.")] = 200,
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Tokens timed one by one; 0: none.")] = 200,
     num_tokens: Annotated[
         list[int], typer.Option(min=2, metavar="N...", help="Lengths of the streams read in parallel.")
     ] = [8192],  # noqa: B006 - typer copies it
@@ -86,7 +86,7 @@ FITTING = 5  # columns that a narrow terminal has room for
 
 
 def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
-    seed = next(cost.ms for cost in costs if cost.what.startswith("the seed"))
+    seed = next((cost.ms for cost in costs if cost.what.startswith("the seed")), None)
     rows: list[tuple[str, ...]] = []
     for cost in costs:
         digits = 3 if cost.ms >= 0.1 else 5
@@ -97,7 +97,7 @@ def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
                 f"{cost.ms:.{digits}f}",
                 f"{low:.{digits}f}-{high:.{digits}f}",
                 "-" if cost.p99 is None else f"{cost.p99:.{digits}f}",
-                f"{seed / cost.ms:.1f}",
+                "-" if seed is None else f"{seed / cost.ms:.1f}",
                 "-" if cost.peak_gib is None else f"{cost.peak_gib:.2f}",
                 f"{len(cost.timings)} {cost.each}s",
             )
