@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkbench.cache.formats import keys_read_back, read_back
+from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies import Held, LayerPlan
@@ -28,6 +29,7 @@ class ScoredLayer(CacheLayerMixin):
 
     supports_early_init = False
     is_sliding = False
+    trace: Trace | None = None  # is told what goes, of the first stream
 
     def __init__(self, plan: LayerPlan, rope: Rope | None, number: int) -> None:
         super().__init__()
@@ -132,6 +134,8 @@ class ScoredLayer(CacheLayerMixin):
             return
         first, last = self.policy.sinks, self.seen - self.policy.protected
         self.free = lowest(scores, tokens, first, last, self.eviction.tolerance)
+        if self.trace is not None:
+            self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""
