@@ -5,6 +5,7 @@ layers hold it. Below them, the share of tokens that live for at least so many s
 """
 
 import math
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from sinkbench.results.traces import HELD, Lifetimes, read_trace, trace_of
 BINS = 400  # of tokens and of steps in a panel: about as many as it has pixels
 POINTS = 2_000  # of a curve
 PANEL = 2.75  # inches
+WIDTH = 26  # characters over a panel
 TITLE = "Which tokens are kept, and for how long"
 MAKE = "sinkbench run --trace writes it, with --resume beside rows that are there"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#D8E8F4", "#9CC6E3", "#4F9CCB", "#1A6CA8", "#0B3F73"])
@@ -202,7 +204,7 @@ def _head(ax: Axes, name: str, look: Look) -> None:
     handle = Line2D([], [], linewidth=3.0, **line)
     legend = ax.legend(
         [handle],
-        [name],
+        [textwrap.fill(name, WIDTH)],
         loc="lower left",
         bbox_to_anchor=(0, 1),
         borderaxespad=0.1,

@@ -59,6 +59,7 @@ def run(
     with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
         record, reason, error = opening(config, chosen), FINISHED, None
         trace: Trace | None = None
+        complete = False
         noted = _noting(record, result, note)
         checkpoint = cache(lambda: find(config.model))
         try:
@@ -86,9 +87,12 @@ def run(
                     _write(steps, stream.tokens, writer, result, watch, record)
         except BaseException as caught:
             error = caught
-        if trace is not None and (error is None or writer.begun):  # not of a stream that was not read so far
+        if trace is not None and writer.rows and (error is None or writer.begun):  # not of what was not read so far
             error = keep_trace(trace, chosen, writer, error)
-        _close(record, result, writer, error, reason)
+        if complete and error is not None:
+            result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
+        else:
+            _close(record, result, writer, error, reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
