@@ -29,7 +29,8 @@ from sinkbench.results.traces import HELD, Lifetimes, read_trace, trace_of
 BINS = 400  # of tokens and of steps in a panel: about as many as it has pixels
 POINTS = 2_000  # of a curve
 PANEL = 2.75  # inches
-WIDTH = 26  # characters over a panel
+FEW = 5  # curves, for which the room of one panel will do
+WIDTH = 22  # characters over a panel
 TITLE = "Which tokens are kept, and for how long"
 MAKE = "sinkbench run --trace writes it, with --resume beside rows that are there"
 SHARES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#D8E8F4", "#9CC6E3", "#4F9CCB", "#1A6CA8", "#0B3F73"])
@@ -94,10 +95,12 @@ def draw_retention(
 def grid_of(panels: int) -> tuple[int, int, tuple[int, slice]]:
     """Columns and rows for so many panels and the curves behind them, and the place of the curves.
 
-    They take what the panels leave of the last row, or a row of their own.
+    They take what the panels leave of the last row, or a row of their own where that is little.
     """
     columns = max(2, min(4, math.ceil(math.sqrt(panels + 1))))
     row, used = divmod(panels, columns)
+    if columns - used < (1 if panels <= FEW else 2):
+        row, used = row + 1, 0
     return columns, row + 1, (row, slice(used, columns))
 
 
