@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import features_of
-from sinkbench.results.traces import FEATURE as RETENTION
+from sinkbench.results.columns import RETENTION, features_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

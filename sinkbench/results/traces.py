@@ -10,7 +10,6 @@ import numpy as np
 
 from sinkbench.errors import UserError
 
-FEATURE = "retention"  # what --features calls the figure of it
 VERSION = 1
 HELD, ABSENT = 0, -1  # in place of a lifetime: held at the end; no such head in this layer
 
