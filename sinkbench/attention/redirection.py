@@ -23,20 +23,25 @@ Attend = Callable[..., Tensor]
 def attending(model: PreTrainedModel, cache: StreamCache) -> Iterator[None]:
     """Within this context, forwards of ``model`` with ``cache`` read what its plan says.
 
-    They may feed many tokens at once where entries go by position.
+    They may feed many tokens at once, except where entries that go by a score stand at their rank.
 
     Raises:
         UserError: the attention of ``model`` cannot be redirected.
     """
-    strips = [layer for layer in cache.kept if isinstance(layer, StripLayer)]
-    for layer in strips:
-        layer.sinks_in_attention = True
+    _takes_over(cache, True)
     try:
         with redirected(model, _attend_for(model, cache)):
             yield
     finally:
-        for layer in strips:
-            layer.sinks_in_attention = False
+        _takes_over(cache, False)
+
+
+def _takes_over(cache: StreamCache, ours: bool) -> None:
+    for layer in cache.kept:
+        if isinstance(layer, StripLayer):
+            layer.sinks_in_attention = ours
+        else:
+            layer.reads_chunks = ours
 
 
 def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:

@@ -35,7 +35,7 @@ class Scores:
         """Capped scores ``(B, H, n, m)`` in float32 or wider, without bias."""
         batch, heads, n, dim = query.shape
         groups = query.reshape(batch, key.shape[1], -1, dim)
-        scores = torch.matmul(groups, key.transpose(-1, -2)).to(wide(query.dtype)).view(batch, heads, n, -1)
+        scores = products_of(groups, key).view(batch, heads, n, -1)
         scores = scores * self.scale
         return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
@@ -55,6 +55,17 @@ class Scores:
             return self.alibi.slopes[:, None, None] * (j - t)
         table = self.alibi.table(end if plan.policy.window is None else plan.policy.window + 1)
         return table[:, ranks.clamp(0, table.shape[1] - 1).expand(t.shape[0], -1)]
+
+
+def products_of(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows, ``(B, H, n, m)``, in float32 or wider, of ``(B, H, n, D)`` and ``(B, H, m, D)``.
+
+    On CUDA those of half precision are summed and handed on in float32.
+    """
+    if a.is_cuda and a.element_size() == 2:
+        left, right = a.flatten(0, 1), b.transpose(-1, -2).flatten(0, 1)
+        return torch.bmm(left, right, out_dtype=torch.float32).view(*a.shape[:3], -1)
+    return torch.matmul(a, b.transpose(-1, -2)).to(wide(a.dtype))
 
 
 def softmax(weights: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,13 @@
 A token that is evicted leaves its slot to the next, so nothing is ever moved. Every head of keys and values may hold
 other tokens. Keys lie as they came (``text`` positions), or unrotated, to be turned on every step to their rank among
 those that their head holds (``cache`` positions).
+
+Many tokens at once (``text`` positions alone) join behind what is held, and are attended to as *columns*; which of them
+died at which token is for the attention to find (:mod:`sinkbench.attention.scan`), and what is alive then is kept.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +20,24 @@ from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies import Held, LayerPlan
+
+
+@dataclass
+class Columns:
+    """What the queries of a chunk may attend to: what was held before it, then its own tokens.
+
+    Attributes:
+        keys: ``(B, H, m, D)``; ``values`` likewise.
+        tokens: index in the text of each, int64, ``(B, H, m)``.
+        memory: what the strategy carries for each, ``(B, H, m)``.
+        held: how many were held before; the same in every head.
+    """
+
+    keys: Tensor
+    values: Tensor
+    tokens: Tensor
+    memory: dict[str, Tensor]
+    held: int
 
 
 class ScoredLayer(CacheLayerMixin):
@@ -41,6 +65,8 @@ class ScoredLayer(CacheLayerMixin):
         self.seen = 0  # tokens that passed
         self.position = 0  # of the next token, as the model is told
         self.memory: dict[str, Tensor] = {}
+        self.columns: Columns | None = None  # of a chunk that is being read
+        self.reads_chunks = False  # whether the attention knows how (sinkbench.attention)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -59,18 +85,21 @@ class ScoredLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Add one token's ``(B, H, 1, D)`` key and value; answer with all that are held, the new ones among them.
+        """Add ``(B, H, n, D)`` keys and values; answer with all that are held, the new ones among them.
 
         Raises:
-            UserError: several tokens at once.
+            UserError: several tokens at once where they cannot be read so.
         """
-        if key_states.shape[-2] > 1:
+        n = key_states.shape[-2]
+        if n > 1 and not (self.reads_chunks and self.plan.positions == "text"):
             raise UserError("a strategy that scores its entries reads one token at a time: use --engine stepwise")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         rope = self.rope and self._rope
         key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - self.position)
         value_states = read_back(self.plan.format, value_states)
+        if n > 1:
+            return self._join(key_states, value_states)
         if self.plan.positions == "cache" and self.rope is not None:
             back = torch.tensor([-self.position], device=self.device)
             key_states = self._rope.move(key_states.to(self.keys.dtype), back)
@@ -84,6 +113,47 @@ class ScoredLayer(CacheLayerMixin):
         self.position += 1
         self.view = self._turned(self.keys[:, :, : self.present])
         return self.view, self.values[:, :, : self.present]
+
+    def _join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns of a chunk: what is held, and the new tokens."""
+        if self.seen > self.window:  # the last slot's entry moves to the one that is free
+            self._each(lambda x: x.scatter_(2, _along(self.free, x), x[:, :, self.window :].clone()))
+        held, n = self.held, keys.shape[2]
+        new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
+        nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
+        self.columns = Columns(
+            torch.cat((self.keys[:, :, :held], keys), 2),
+            torch.cat((self.values[:, :, :held], values), 2),
+            torch.cat((self.tokens[:, :, :held], new), 2),
+            {name: torch.cat((x[:, :, :held], nothing[name]), 2) for name, x in self.memory.items()},
+            held,
+        )
+        self.seen += n
+        self.position += n
+        return self.columns.keys, self.columns.values
+
+    def keep(self, died: Tensor) -> None:
+        """End a chunk: keep the columns that are alive.
+
+        Args:
+            died: for each column the index in the chunk of the last query that attends to it, int64, ``(B, H, m)``;
+                the number of queries for those that are held after it.
+        """
+        columns, held = self.columns, self.held
+        assert columns is not None
+        n = columns.tokens.shape[2] - columns.held
+        alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]
+        self.keys[:, :, :held] = columns.keys.gather(2, _along(alive, columns.keys))
+        self.values[:, :, :held] = columns.values.gather(2, _along(alive, columns.values))
+        self.tokens[:, :, :held] = columns.tokens.gather(2, alive)
+        for name, numbers in columns.memory.items():
+            self.memory[name][:, :, :held] = numbers.gather(2, alive)
+        self.free.fill_(held)
+        self.columns = None
+
+    def _each(self, change: Callable[[Tensor], object]) -> None:
+        for x in (self.keys, self.values, self.tokens, *self.memory.values()):
+            change(x)
 
     @property
     def _rope(self) -> Rope:
@@ -123,10 +193,10 @@ class ScoredLayer(CacheLayerMixin):
         held = Held(
             tokens=tokens,
             now=self.seen - 1,
-            weights=weights,
-            keys=self.view,
             memory={name: numbers[:, :, :n] for name, numbers in self.memory.items()},
             layer=self.number,
+            look=lambda: weights,
+            keys_of=lambda: self.view,
         )
         scores = self.eviction.score(held)
         if n <= self.window:
@@ -158,6 +228,7 @@ class ScoredLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         self.seen = self.position = 0
+        self.columns = None
         if self.is_initialized:
             self.free.zero_()
 
@@ -175,6 +246,11 @@ class ScoredLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._map(lambda x: x[indices.to(x.device)])
+
+
+def _along(index: Tensor, x: Tensor) -> Tensor:
+    """``index``, ``(B, H, n)``, for gathering from ``x``, ``(B, H, m)`` or ``(B, H, m, D)``."""
+    return index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[-1])
 
 
 def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, tolerance: float = 0.0) -> Tensor:

@@ -24,8 +24,8 @@ STEPWISE = "use --engine stepwise"
 
 def refuses_plan(plan: Plan) -> str | None:
     """Why ``plan`` cannot be read in chunks exactly, whatever the model; ``None`` where it can."""
-    if plan.by_score:
-        return f"what goes depends on a score, token by token: {STEPWISE}"
+    if plan.by_score and plan.positions == "cache":
+        return f"what an entry scores depends on its rank among those that are left: {STEPWISE}, or --positions text"
     if plan.recoded:
         return f"entries are quantised after steps that read them as computed: {STEPWISE}"
     if plan.stateful:
@@ -68,7 +68,7 @@ def hidden_states(
     reason = refuses_chunks(model, cache, len(tokens) + 1)
     if reason is not None:
         raise UserError(reason)
-    chunk = cache.reach.chunk(chunk or chunk_for(model))
+    chunk = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
     longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
     with lasting(model, longest), exact_angles(model), attending(model, cache):
         for begin in range(0, len(tokens), chunk):
@@ -85,7 +85,7 @@ def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
     return body(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state[0]
 
 
-def chunk_for(model: PreTrainedModel) -> int:
+def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
     config = model.config.get_text_config(decoder=True)
     width = config.hidden_size
@@ -93,6 +93,11 @@ def chunk_for(model: PreTrainedModel) -> int:
     size = torch.finfo(model.dtype).bits // 8
     per_token = size * (12 * width + 4 * inner)
     on_gpu = model.device.type == "cuda"
+    largest = 16384 if on_gpu else 2048
+    if plan is not None and plan.by_score:  # every query has a row of scores
+        largest = 1024 if on_gpu else 256
+        rows = (plan.window or 0) + largest
+        per_token += 3 * 4 * config.num_attention_heads * rows
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    fits = [c for c in CHUNKS[0 if on_gpu else 3 :] if c * per_token <= free / 4]
+    fits = [c for c in CHUNKS if c <= largest and c * per_token <= free / 4]
     return fits[0] if fits else CHUNKS[-1]

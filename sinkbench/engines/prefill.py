@@ -15,13 +15,15 @@ from sinkbench.strategies import Plan
 def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace | None = None) -> StreamCache:
     """A cache that has seen ``tokens`` (int64, shape ``(n,)``), read in chunks where the model allows it.
 
-    What a window keeps depends, layer by layer, on tokens that have long left it, so all of them are read.
+    What a window keeps depends, layer by layer, on tokens that have long left it, so all of them are read. One by one
+    where rounding could decide otherwise what a score evicts, or which code a number gets.
     """
     cache = StreamCache(model, plan, trace)
     if not len(tokens):
         return cache
     tokens = tokens.to(model.device)
-    if refuses_chunks(model, cache, len(tokens) + 1) is None:
+    close = plan.by_score or plan.recoded
+    if not close and refuses_chunks(model, cache, len(tokens) + 1) is None:
         for _ in hidden_states(model, cache, tokens):
             pass
     else:

@@ -4,8 +4,9 @@ By position (:class:`Strategy`): say in :meth:`~Strategy.policy` how many entrie
 tokens are. By a score (:class:`Eviction`): say in :meth:`~Eviction.score` what each entry is worth; the lowest goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -53,19 +54,40 @@ class Held:
     Attributes:
         tokens: index in the text of each entry, int64, ``(B, H, n)``.
         now: index in the text of the newest token.
-        weights: the shares that the newest query gave each entry in its softmax, ``(B, H, G, n)``.
-        keys: as they lie in the cache, ``(B, H, n, D)``.
         memory: a number for each entry under each name in :attr:`Eviction.memory`, ``(B, H, n)``, zero when the entry
             comes; to be changed in place.
         layer: number of the layer among those that the strategy governs.
+        look: gives :attr:`weights`, which are formed only where a score looks at them.
+        keys_of: gives :attr:`keys`, likewise.
     """
 
     tokens: "Tensor"
     now: int
-    weights: "Tensor"
-    keys: "Tensor"
     memory: Mapping[str, "Tensor"]
     layer: int
+    look: Callable[[], "Tensor"]
+    keys_of: Callable[[], "Tensor"]
+
+    @cached_property
+    def weights(self) -> "Tensor":
+        """The shares that the newest query gave each entry in its softmax, ``(B, H, G, n)``."""
+        return self.look()
+
+    @cached_property
+    def keys(self) -> "Tensor":
+        """Keys as they lie in the cache, ``(B, H, n, D)``."""
+        return self.keys_of()
+
+
+Pattern = Literal["fixed", "summed", "averaged", "newest", "alike"]
+"""How scores follow from what comes, so that a scan need not ask for them at every step:
+
+* ``fixed``: known when an entry comes, from its key, its token and its layer; it never changes.
+* ``summed``: the sum of the shares that all queries since then gave the entry, over the queries of a group.
+* ``averaged``: that, divided by how many tokens those were.
+* ``newest``: the mean of the shares that the newest query gave it, over all heads of the layer.
+* ``alike``: minus the cosine of its key with the mean direction of all keys that are held.
+"""
 
 
 class Eviction(Strategy):
@@ -78,6 +100,8 @@ class Eviction(Strategy):
         memory: names of numbers that are carried for each entry from step to step.
         tolerance: scores above the lowest by no more than this share of its magnitude count as equal to it; for scores
             that are equal in exact arithmetic, which rounding would otherwise decide.
+        pattern: how scores follow from what comes, where that is simple enough for a scan of its own: the fast scans
+            read this, all else asks :meth:`score`, which must come to the same.
     """
 
     sinks: Whole = 0
@@ -86,6 +110,7 @@ class Eviction(Strategy):
     choice: ClassVar[Literal["head", "layer"]] = "head"
     memory: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 0.0
+    pattern: ClassVar["Pattern | None"] = None
 
     def score(self, held: Held) -> "Tensor":
         """The worth of every entry, ``(B, H, n)``, or ``(B, 1, n)`` where the layer chooses.

@@ -7,7 +7,7 @@ entry has met; it cuts before the attention, so that its cache of n is a window 
 
 from typing import TYPE_CHECKING, ClassVar
 
-from sinkbench.strategies.base import Eviction, Held
+from sinkbench.strategies.base import Eviction, Held, Pattern
 from sinkbench.validation import Flag, Whole
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ class H2O(Eviction):
 
     def protected(self, window: int) -> int:
         return window // 2 if self.recent is None else self.recent
+
+    @property
+    def pattern(self) -> Pattern:  # type: ignore[override]
+        return "averaged" if self.average else "summed"
 
     def score(self, held: Held) -> "Tensor":
         total = held.memory["total"]

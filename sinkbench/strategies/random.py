@@ -8,6 +8,7 @@ from sinkbench.validation import Whole
 class Random(Eviction):
     """Entries go at random, for each head of its own; the same in every engine."""
 
+    pattern = "fixed"
     seed: Whole = 0
 
     def score(self, held: Held):  # noqa: ANN201

@@ -15,6 +15,7 @@ class Tova(Eviction):
     """Those that the newest query gives the most attention, the same for all heads of a layer."""
 
     choice: ClassVar = "layer"
+    pattern: ClassVar = "newest"
 
     def score(self, held: Held) -> "Tensor":
         return held.weights.mean((1, 2))[:, None]

@@ -4,17 +4,15 @@ In float64 what is evicted is the same at every step, in every head. In float32 
 close that rounding decides; where that happens, all that follows may differ, and nothing more is compared.
 """
 
-from contextlib import contextmanager
 from functools import cache, partial
-from unittest.mock import patch
 
 import eviction_oracle as brute
 import pytest
 import tiny
 import torch
+from evictions import watched
 from tiny import build
 
-from sinkbench.cache.scored import ScoredLayer
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.strategies.draws import draw
 from sinkbench.strategies.knorm import Knorm
@@ -57,22 +55,6 @@ each_position = pytest.mark.parametrize("positions", ["text", "cache"])
 @cache
 def model_of(name, dtype):
     return MODELS[name]().to(dtype)
-
-
-@contextmanager
-def watched():
-    """What layers evict within this context, as the oracle says it: steps and tokens of each layer and head."""
-    found, evict = {}, ScoredLayer.evict
-
-    def watch(layer, weights):
-        held = layer.tokens[0, :, : layer.present].clone()
-        evict(layer, weights)
-        if layer.present > layer.window:
-            for head, (tokens, slot) in enumerate(zip(held, layer.free[0, :, 0])):
-                found.setdefault((layer.number, head), []).append((layer.seen - 1, int(tokens[slot])))
-
-    with patch.object(ScoredLayer, "evict", watch):
-        yield found
 
 
 def run(model, plan, stream, start=0):

@@ -1,0 +1,95 @@
+"""Scans of strategies whose scores follow a pattern: what they read is formed for the whole chunk; one kernel runs.
+
+:mod:`sinkbench.attention.kernels.host` and :mod:`sinkbench.attention.kernels.device` have the kernels, under the same
+names and with the same arguments.
+"""
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sinkbench.attention.rows import Rows
+from sinkbench.attention.scores import products_of
+from sinkbench.positions.rotary import wide
+from sinkbench.strategies import Held
+
+
+def kernels_for(device: torch.device) -> ModuleType | None:
+    """The module with the scans for ``device``; ``None`` where what compiles them is not installed."""
+    name = {"cpu": "host", "cuda": "device"}.get(device.type)
+    if name is None:
+        return None
+    try:
+        return import_module(f"sinkbench.attention.kernels.{name}")
+    except ImportError:
+        return None
+
+
+def by_pattern(rows: Rows) -> Tensor | None:
+    """As :func:`sinkbench.attention.scan.scan`; ``None`` where the strategy has no pattern, or there are no kernels."""
+    pattern = rows.eviction.pattern
+    kernels = kernels_for(rows.tokens.device) if pattern else None
+    if kernels is None or not rows.n:
+        return None
+    make = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
+    died = torch.full_like(rows.tokens, rows.n)
+    make(kernels, rows, died)
+    return died
+
+
+def _limits(rows: Rows) -> dict[str, Any]:
+    policy = rows.policy
+    return {
+        "held": rows.held,
+        "first": rows.first,
+        "window": rows.window,
+        "sinks": policy.sinks,
+        "recent": policy.protected,
+    }
+
+
+def _fixed(kernels: Any, rows: Rows, died: Tensor) -> None:
+    scores = rows.eviction.score(
+        Held(rows.tokens, rows.first + rows.n - 1, rows.memory, rows.layer, _no_weights, lambda: rows.keys)
+    ).expand(rows.tokens.shape)
+    kernels.fixed(*_flat(scores, rows.tokens, died), n=rows.n, tolerance=rows.eviction.tolerance, **_limits(rows))
+
+
+def _no_weights() -> Tensor:
+    raise TypeError("a score of the pattern 'fixed' does not look at weights")
+
+
+def _summed(kernels: Any, rows: Rows, died: Tensor) -> None:
+    totals = rows.memory[rows.eviction.memory[0]]
+    averaged = rows.eviction.pattern == "averaged"
+    extra = None if rows.extra is None else rows.extra.repeat(len(rows.tokens), 1)
+    arrays = (rows.scores.flatten(0, 1), extra, *_flat(totals, rows.tokens, died))
+    kernels.summed(*arrays, averaged=averaged, **_limits(rows))
+
+
+def _newest(kernels: Any, rows: Rows, died: Tensor) -> None:
+    of_layer = died[:, 0].contiguous()
+    extra = None if rows.extra is None else rows.extra.flatten().repeat(len(rows.tokens), 1)
+    kernels.newest(rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer, **_limits(rows))
+    died.copy_(of_layer[:, None].expand_as(died))
+
+
+def _alike(kernels: Any, rows: Rows, died: Tensor) -> None:
+    keys, norms = rows.keys, rows.keys.to(wide(rows.keys.dtype)).norm(dim=-1)
+    products = products_of(keys, keys) / (norms[..., None] * norms[:, :, None])
+    kernels.alike(products.flatten(0, 1), *_flat(_marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
+
+
+def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
+    """``(B, H, ...)`` as ``(B * H, ...)``, contiguous; what was contiguous shares its memory."""
+    return tuple(x.contiguous().flatten(0, 1) for x in arrays)
+
+
+def _marks(keys: Tensor) -> Tensor:
+    """A number for each key, ``(B, H, m)``, int64: equal where all bits are, and by no likely chance otherwise."""
+    bits = keys.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[keys.element_size()]).long()
+    factors = torch.arange(1, bits.shape[-1] + 1, device=keys.device) * 0x9E3779B97F4A7C1 + 0x7F4A7C15
+    return ((bits ^ (bits >> 29)) * (factors | 1)).sum(-1)

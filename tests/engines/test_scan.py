@@ -1,0 +1,102 @@
+"""Strategies that score their entries, read in chunks: what the stepwise engine evicts and says, at every token.
+
+The stepwise engine is held against a brute-force oracle in test_scored.py.
+"""
+
+from functools import cache
+
+import pytest
+import tiny
+import torch
+from evictions import watched
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sinkbench.attention import patterns
+from sinkbench.engines.choice import choose_engine
+from sinkbench.engines.parallel import Parallel
+from sinkbench.engines.stepwise import Stepwise
+from sinkbench.errors import UserError
+
+RULES = {
+    "h2o": ("h2o", {}),
+    "h2o-average": ("h2o", {"average": True}),
+    "tova": ("tova", {}),
+    "knorm": ("knorm", {}),
+    "keydiff": ("keydiff", {}),
+    "random": ("random", {}),
+}
+FAMILIES = [family for family in tiny.STREAMABLE if family not in ("qwen3_next", "dynamic", "longrope")]
+
+
+@cache
+def double(family):
+    """In float64; gpt-oss has no such kernels for its experts."""
+    model = tiny.STREAMABLE[family]()
+    return model if family == "gpt_oss" else model.double()
+
+
+def run(engine, plan, stream, start=0):
+    """NLLs, and what was evicted."""
+    with watched() as evictions:
+        nll = [value for steps in engine.run(plan, stream, start) for value in steps.nll]
+    return torch.tensor(nll, dtype=torch.float64), evictions
+
+
+def agree(model, plan, stream, chunk):
+    nll, evictions = run(Stepwise(model), plan, stream)
+    chunked, same = run(Parallel(model, chunk), plan, stream)
+    assert same == evictions
+    assert (chunked - nll).abs().max() <= (1e-9 if model.dtype == torch.float64 else 2e-4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_evicts_the_same_as_token_by_token(family, rule):
+    name, parameters = RULES[rule]
+    model = double(family)
+    agree(model, tiny.plan(model, name, 9, 2, recent=3, **parameters), tiny.tokens(60), 13)
+
+
+@settings(deadline=None, max_examples=40)
+@given(data=st.data())
+def test_whatever_the_window_the_chunk_and_the_protections(data):
+    name, parameters = RULES[data.draw(st.sampled_from(sorted(RULES)))]
+    window = data.draw(st.integers(2, 24))
+    sinks = data.draw(st.integers(0, window - 1))
+    recent = data.draw(st.integers(0, window - sinks - 1))
+    chunk, length, seed = data.draw(st.integers(1, 40)), data.draw(st.integers(2, 70)), data.draw(st.integers(0, 99))
+    model = double("llama")
+    agree(model, tiny.plan(model, name, window, sinks, recent=recent, **parameters), tiny.tokens(length, seed), chunk)
+
+
+@pytest.mark.parametrize("kv_format", ["q8_0", "q4_0", "fp8_e4m3"])
+@pytest.mark.parametrize("rule", ["h2o", "keydiff"])
+def test_formats_are_applied_before_anything_is_scored(rule, kv_format):
+    model = tiny.build("llama", num_key_value_heads=2, head_dim=32).double()
+    agree(model, tiny.plan(model, RULES[rule][0], 9, 1, recent=2, kv_format=kv_format), tiny.tokens(60), 17)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
+    name, parameters = RULES[rule]
+    model, stream = double("llama"), tiny.tokens(90)
+    plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
+    fast = run(Parallel(model, 29), plan, stream)
+    monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
+    assert run(Parallel(model, 29), plan, stream)[1] == fast[1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_stream_taken_up_in_the_middle_says_the_same(rule):
+    name, parameters = RULES[rule]
+    model, stream = double("llama"), tiny.tokens(70)
+    plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
+    whole, rest = run(Parallel(model, 16), plan, stream)[0], run(Parallel(model, 16), plan, stream, 37)[0]
+    assert (rest - whole[37:]).abs().max() <= 1e-12
+
+
+def test_ranks_that_depend_on_what_is_left_are_refused_in_one_line():
+    model = tiny.shared("llama")
+    with pytest.raises(UserError, match=r"rank.*--engine stepwise"):
+        choose_engine(model, tiny.plan(model, "h2o", 9, 0, "cache"), "parallel")
