@@ -142,6 +142,9 @@ class ScoredLayer(CacheLayerMixin):
         columns, held = self.columns, self.held
         assert columns is not None
         n = columns.tokens.shape[2] - columns.held
+        if self.trace is not None:
+            steps = torch.where(died < n, died + (self.seen - n), -1)
+            self.trace.note_many(self.number, columns.tokens[0], steps[0])
         alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]
         self.keys[:, :, :held] = columns.keys.gather(2, _along(alive, columns.keys))
         self.values[:, :, :held] = columns.values.gather(2, _along(alive, columns.values))

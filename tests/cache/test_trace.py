@@ -42,12 +42,13 @@ def alive(lifetime, step):
     return (born <= step) & ((lifetime == HELD) | (born + lifetime - 1 > step))
 
 
+@pytest.mark.parametrize("engine", ["stepwise", "parallel"])
 @pytest.mark.parametrize("sinks_recent", [(0, 0), (2, 3)])
 @pytest.mark.parametrize("rule", RULES)
-def test_of_a_score_every_head_has_the_lifetimes_that_its_evictions_give(rule, sinks_recent):
+def test_of_a_score_every_head_has_the_lifetimes_that_its_evictions_give(rule, sinks_recent, engine):
     (sinks, recent), stream = sinks_recent, tiny.tokens(LENGTH)
     plan = tiny.plan(grouped(), rule, WINDOW, sinks, "text", recent=recent)
-    kept = traced(grouped(), plan, stream)
+    kept = traced(grouped(), plan, stream, engine=engine)
     oracle = brute.scored(grouped(), stream, brute.Settings(RULES[rule], WINDOW, sinks, recent, "text"))
     wanted = np.zeros((2, 2, LENGTH - 1), int)
     for (layer, head), evictions in oracle.evictions.items():
@@ -122,11 +123,11 @@ def test_of_a_score_each_head_holds_a_full_window_and_never_loses_what_is_protec
 
 
 @pytest.mark.parametrize("positions", ["text", "cache"])
-@pytest.mark.parametrize("rule", [*RULES, "attention_sinks"])
+@pytest.mark.parametrize("rule", ["h2o", "keydiff", "attention_sinks"])
 def test_a_stream_taken_up_in_the_middle_has_the_trace_of_the_whole(rule, positions):
     plan, stream = tiny.plan(grouped(), rule, WINDOW, 1, positions), tiny.tokens(LENGTH)
     whole = traced(grouped(), plan, stream)
-    for start in (3, WINDOW + 1, 30, LENGTH - 1):
+    for start in (WINDOW + 1, LENGTH - 1):
         assert np.array_equal(traced(grouped(), plan, stream, start).lifetime, whole.lifetime)
 
 
