@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
@@ -24,6 +25,7 @@ from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
 from sinkbench.runs.signals import Interrupted, signals, undisturbed
+from sinkbench.runs.tracing import begun_trace, keep_trace, lacks_trace, traced
 from sinkbench.runs.writer import RowWriter
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
@@ -56,6 +58,9 @@ def run(
     result = RunResult(chosen.name, config.csv)
     with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
         record, reason, error = opening(config, chosen), FINISHED, None
+        trace: Trace | None = None
+        complete = False
+        noted = _noting(record, result, note)
         checkpoint = cache(lambda: find(config.model))
         try:
             stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
@@ -64,23 +69,30 @@ def run(
             record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
             if config.resume:
                 resumed(writer, record, stream.tokens, result)
-                if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
-                    result.exit_reason = reason
-                    return result  # it is complete, and so is its record
-            if writer.rows < len(stream.tokens) - 1:
+            complete = writer.rows == len(stream.tokens) - 1
+            untraced = lacks_trace(config, chosen, config.csv, writer.rows)
+            if complete and not untraced and record["exit_reason"] == reason:
+                result.exit_reason = reason
+                return result  # it is complete, and so is its record
+            if not complete or untraced:
                 check_format(chosen, checkpoint())
                 model = load(checkpoint())
                 _check_vocabulary(stream.tokens, model, config)
                 record |= _resolved(config, model, stream)
                 plan = chosen.plan(layer_sizes(model.config))
-                engine = choose_engine(
-                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, result, note)
-                )
-                steps = engine.run(plan, stream.tokens, writer.rows)
-                _write(steps, stream.tokens, writer, result, watch, record)
+                engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, noted)
+                trace = begun_trace(config, plan, noted)
+                if not complete or plan.by_score:  # otherwise the trace follows from the plan
+                    steps = engine.run(plan, stream.tokens, writer.rows, trace)
+                    _write(steps, stream.tokens, writer, result, watch, record)
         except BaseException as caught:
             error = caught
-        _close(record, result, writer, error, reason)
+        if trace is not None and writer.rows and (error is None or writer.begun):  # not of what was not read so far
+            error = keep_trace(trace, chosen, writer, error)
+        if complete and error is not None:
+            result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
+        else:
+            _close(record, result, writer, error, reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
@@ -105,10 +117,12 @@ def _write(
     watch: Watch,
     record: dict[str, Any],
 ) -> None:
-    """Write all steps as they come, and the opening record before the first of them."""
+    """Write all steps as they come, and the opening record before the first of them; nothing where there are none."""
     latencies, before = list(writer.latencies), result.seconds
     begin = time.perf_counter()
-    first = next(steps)  # what a user can mend shows before anything is written
+    first = next(steps, None)  # what a user can mend shows before anything is written
+    if first is None:
+        return
     record |= {"seconds": before, "timed_rows": result.rows - result.untimed}  # should this session be killed
     write_json(writer.path.with_suffix(".json"), record, ready=writer.begin)
     try:
@@ -186,6 +200,7 @@ def _close(
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
+    record |= traced(writer.path, result.rows)
     close_session(record, result)
     if isinstance(error, UserError) and not result.rows:
         if writer.begun:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.rows import Damage, Rows, header_of, parse
+from sinkbench.results.traces import trace_of
 
 if TYPE_CHECKING:
     from sinkbench.engines.step import Steps
@@ -75,8 +76,12 @@ class RowWriter:
         self.begun = False
 
     def begin(self) -> None:
-        """Give up an older result, unless it was taken up; to be called before the new one's record is in place."""
+        """Give up an older result, unless it was taken up; to be called before the new one's record is in place.
+
+        Its trace goes in any case.
+        """
         self.begun = True
+        trace_of(self.path).unlink(missing_ok=True)  # of fewer rows
         if not self.rows:
             self._file.truncate(0)
             self.replaces = False
@@ -208,6 +213,7 @@ def put(path: Path, data: bytes) -> None:
     with _open(path, replacing=True):
         try:
             parts.write_bytes(data)
+            trace_of(path).unlink(missing_ok=True)  # of other rows
             parts.replace(path)
         except OSError as error:
             parts.unlink(missing_ok=True)

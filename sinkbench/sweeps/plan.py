@@ -14,6 +14,7 @@ from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
+from sinkbench.runs.tracing import lacks_trace
 from sinkbench.strategies.registry import chosen_by
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try
@@ -49,7 +50,8 @@ def planned(
 
     A result counts where its key is that of the cell, and its device one of ``devices``: what ran out of memory, or
     was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be known from others;
-    it is left to its turn, and to its retries.
+    it is left to its turn, and to its retries. One that lacks a trace has its turn too: where its rows lie in their
+    place they stay, and the trace alone is made.
 
     Args:
         find: looks for a model.
@@ -70,7 +72,8 @@ def planned(
         own = [result for device, result in there if device in devices]
         if not own:
             _check_place(config, there, devices)
-        plan.append(Cell(config, identity, own[-1] if own else None, skipped=bool(own)))
+        done = [result for result in own if not lacks_trace(config, chosen_by(config), result.csv, result.rows)]
+        plan.append(Cell(config, identity, done[-1] if done else None, skipped=bool(done)))
     return plan
 
 
