@@ -26,8 +26,6 @@ def refuses_plan(plan: Plan) -> str | None:
     """Why ``plan`` cannot be read in chunks exactly, whatever the model; ``None`` where it can."""
     if plan.by_score and plan.positions == "cache":
         return f"what an entry scores depends on its rank among those that are left: {STEPWISE}, or --positions text"
-    if plan.recoded:
-        return f"entries are quantised after steps that read them as computed: {STEPWISE}"
     if plan.stateful:
         return f"some layers carry a state from token to token: {STEPWISE}"
     return None
