@@ -70,6 +70,7 @@ def run(
             if writer.rows < len(stream.tokens) - 1:
                 check_format(chosen, checkpoint())
                 model = load(checkpoint())
+                _check_unchanged(checkpoint(), record)
                 _check_vocabulary(stream.tokens, model, config)
                 record |= _resolved(config, model, stream)
                 plan = chosen.plan(layer_sizes(model.config))
@@ -210,6 +211,11 @@ def failure(error: BaseException) -> str:
     """The exit reason of a run that ended in ``error``."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return "failed: " + " ".join(f"{kind}{error}".split())
+
+
+def _check_unchanged(checkpoint: Checkpoint, record: dict[str, Any]) -> None:
+    if weights_of(checkpoint) != record["determined_by"]["weights"]:
+        raise UserError(f"the files of {checkpoint.source.name!r} were changed while they were read: run it again")
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, config: RunConfig) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.models.loading import Checkpoint, load_model, locate
+from sinkbench.runs.key import weights_of
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
@@ -25,19 +26,20 @@ class Shelf:
 
     def __init__(self, find: Callable[[ModelSource], Checkpoint] = locate) -> None:
         self.find = find
-        self.checkpoint: Checkpoint | None = None
+        self.loaded: tuple[Checkpoint, str] | None = None  # and its weights: a folder may hold others by now
         self.model: PreTrainedModel | None = None
 
     def load(self, checkpoint: Checkpoint) -> PreTrainedModel:
         """The model of ``checkpoint``, loaded if it is not the one at hand."""
-        if self.model is None or checkpoint != self.checkpoint:
+        wanted = checkpoint, weights_of(checkpoint)
+        if self.model is None or wanted != self.loaded:
             self.clear()
-            self.model, self.checkpoint = load_model(checkpoint), checkpoint
+            self.model, self.loaded = load_model(checkpoint), wanted
         return self.model
 
     def clear(self) -> None:
         """Give the model's memory back."""
-        self.model = self.checkpoint = None
+        self.model = self.loaded = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
