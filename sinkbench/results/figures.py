@@ -19,6 +19,7 @@ from sinkbench.errors import UserError
 from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
 from sinkbench.results.columns import MEASURES, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.files import replace_file
 from sinkbench.results.looks import looks_of
 from sinkbench.results.run import strategy_of
 
@@ -130,11 +131,7 @@ def save(figure: Figure, path: Path) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
     with matplotlib.rc_context({"svg.hashsalt": "sinkbench"}):
         figure.savefig(buffer, format=form, dpi=150, metadata=undated)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
+    replace_file(path, buffer.getvalue(), folder=True, advice="; give another --output")
 
 
 def check_format(path: Path) -> str:

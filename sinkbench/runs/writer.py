@@ -2,7 +2,6 @@
 
 import fcntl
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
+from sinkbench.results.files import is_at, replace_file
 from sinkbench.results.rows import Damage, Rows, header_of, parse
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ Value: TypeAlias = float | int | None
 
 
 def perplexity(mean_nll: float) -> float:
-    """``exp(mean_nll)``; ``inf`` only where no float64 can hold it."""
-    return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
+    """``exp(mean_nll)``: ``inf`` only where no float64 can hold it, and no number where ``mean_nll`` is none."""
+    return math.inf if mean_nll >= 709.78 else math.exp(mean_nll)
 
 
 def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
@@ -184,7 +184,7 @@ def _open(path: Path, replacing: bool) -> FileIO:
     except OSError as error:
         file.close()
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
-    if not _is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
+    if not is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
         file.close()
         return _open(path, replacing)
     if file.tell() and not replacing:
@@ -195,20 +195,7 @@ def _open(path: Path, replacing: bool) -> FileIO:
     return file
 
 
-def _is_at(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
-
-
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
-    parts = path.with_name(f".{path.name}.part")
     with _open(path, replacing=True):
-        try:
-            parts.write_bytes(data)
-            parts.replace(path)
-        except OSError as error:
-            parts.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        replace_file(path, data)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sinkbench.errors import UserError
+from sinkbench.results.files import replace_file
 from sinkbench.results.report.collect import collect
 
 SUFFIXES = (".html", ".md")
@@ -35,14 +36,6 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Pa
     texts = {output.with_suffix(".md") if suffix == ".html" else output: markdown(found)}
     if suffix == ".html":
         texts[output] = html(found)
-    for path, text in texts.items():
-        _write(path, text)
+    for path, data in {path: text.encode(errors="backslashreplace") for path, text in texts.items()}.items():
+        replace_file(path, data, folder=True, advice="; give another --output")
     return sorted(texts)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
