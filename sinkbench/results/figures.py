@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -112,6 +113,12 @@ def left_out(results: Results, chosen: Sequence[str], skip_first: int) -> list[s
         f"{name} is not shown: its {len(frame)} rows are all within --skip-first {skip_first}"
         for name, frame in results.items()
         if name not in kept
+    ]
+    wrong = {name: int((~np.isfinite(frame["nll"])).sum()) for name, frame in kept.items()}
+    notes += [
+        f"{name} is not shown whole: {count:,} of its {len(kept[name]):,} NLLs are no numbers"
+        for name, count in wrong.items()
+        if count
     ]
     for measure in (feature.measure for feature in _shown(kept, checked(chosen))):
         for name, frame in kept.items():

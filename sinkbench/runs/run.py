@@ -1,5 +1,6 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -74,13 +75,14 @@ def run(
                 _check_vocabulary(stream.tokens, model, config)
                 record |= _resolved(config, model, stream)
                 plan = chosen.plan(layer_sizes(model.config))
-                engine = choose_engine(
-                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, result, note)
-                )
+                say = _noting(record, result, note)
+                engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, say)
                 steps = engine.run(plan, stream.tokens, writer.rows)
-                _write(steps, stream.tokens, writer, result, watch, record)
+                _write(steps, stream.tokens, writer, result, _overflows(watch, say, record["dtype"]), record)
         except BaseException as caught:
             error = caught
+        if error is None or isinstance(error, torch.OutOfMemoryError):
+            error = writer.disturbed() or error
         _close(record, result, writer, error, reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
@@ -96,6 +98,25 @@ def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], Non
         note(line)
 
     return noted
+
+
+def _overflows(watch: Watch, say: Callable[[str], None], dtype: str) -> Watch:
+    """``watch``, and a line at the first NLL that is no number."""
+    said = False
+
+    def watched(step: Steps, result: RunResult) -> None:
+        nonlocal said
+        wrong = next((i for i, nll in enumerate(step.nll) if not math.isfinite(nll)), None)
+        if wrong is not None and not said:
+            said = True
+            advice = "" if dtype == "float32" else ", try --dtype float32"
+            say(
+                f"the NLL of row {step.first + wrong} is {step.nll[wrong]}, and so is the perplexity from there on: "
+                f"the model's numbers overflow in {dtype}{advice}"
+            )
+        watch(step, result)
+
+    return watched
 
 
 def _write(
@@ -118,6 +139,7 @@ def _write(
             with undisturbed():
                 writer.write(step, predicted)
                 result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
+                result.not_finite = writer.not_finite
             result.seconds = before + time.perf_counter() - begin
             result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
@@ -180,6 +202,7 @@ def _close(
         "exit_reason": reason,
         "rows": result.rows,
         "overall_ppl": result.overall_ppl if result.rows else None,
+        "rows_not_finite": result.not_finite,
         "seconds": result.seconds,
         "timed_rows": result.rows - result.untimed,
         "tokens_per_second": result.tokens_per_second,

@@ -2,6 +2,8 @@
 
 import fcntl
 import math
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -68,6 +70,7 @@ class RowWriter:
         self._further = self.columns[len(BASE_COLUMNS) :]
         self.rows = 0
         self.nll_sum = 0.0
+        self.not_finite = 0  # NLLs that are no numbers
         self.latencies: list[float] = []  # of rows that were taken up
         self._file = _open(path, overwrite or resume)
         self._size = 0  # bytes of complete rows
@@ -85,6 +88,7 @@ class RowWriter:
         """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
         self._file.truncate(rows.size)
         self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
+        self.not_finite = sum(not math.isfinite(nll) for nll in rows.frame["nll"])
         self.latencies = rows.frame["latency"].dropna().tolist()
 
     def write(
@@ -116,6 +120,16 @@ class RowWriter:
             lines.append(f"{rows},{numbers},{costs},{token}{last}\n")
         self._append("".join(lines).encode())
         self.rows, self.nll_sum = rows, nll_sum
+        self.not_finite += sum(not math.isfinite(nll) for nll in steps.nll)
+
+    def disturbed(self) -> UserError | None:
+        """What to say where something else has removed, replaced, cut or written the file since it was opened."""
+        if not self.rows or (is_at(self.path, self._file) and os.fstat(self._file.fileno()).st_size == self._size):
+            return None
+        return UserError(
+            f"{self.path} was removed, replaced or changed by something else while it was written: "
+            f"its {self.rows} rows are not all there; give --overwrite to begin anew"
+        )
 
     def _behind(self, more: Mapping[str, Sequence[Value]] | Sequence[Value], rows: int) -> list[str]:
         """What each of these ``rows`` ends with: the cells of the further columns, a comma before each."""
@@ -176,7 +190,7 @@ def _cell(value: Value) -> str:
 def _open(path: Path, replacing: bool) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
+        file = FileIO(path, "ab", opener=_opened)  # unbuffered: a row is with the operating system once it is written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -193,6 +207,15 @@ def _open(path: Path, replacing: bool) -> FileIO:
             f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
         )
     return file
+
+
+def _opened(path: str, flags: int) -> int:
+    """As ``os.open``, of a file; a pipe is not waited for."""
+    number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return number
+    os.close(number)
+    raise OSError("it is a pipe or a device, not a file")
 
 
 def put(path: Path, data: bytes) -> None:

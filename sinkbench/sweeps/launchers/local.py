@@ -24,8 +24,7 @@ def devices() -> set[str]:
 class Shelf:
     """Room for one model: the last that was asked for."""
 
-    def __init__(self, find: Callable[[ModelSource], Checkpoint] = locate) -> None:
-        self.find = find
+    def __init__(self) -> None:
         self.loaded: tuple[Checkpoint, str] | None = None  # and its weights: a folder may hold others by now
         self.model: PreTrainedModel | None = None
 
@@ -51,23 +50,29 @@ def launch(
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
     watch: Callable[[int, Steps, RunResult], None] = lambda index, steps, result: None,
+    note: Callable[[str], None] = lambda line: None,
     find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> None:
-    """Carry out ``cells``; ``watch`` is called after each written row. An interruption ends the cell, and the rest."""
-    shelf = Shelf(find)
+    """Carry out ``cells``; ``watch`` is called after each written row, ``note`` with a line about the cell that runs.
+
+    An interruption ends the cell, and the rest.
+    """
+    shelf = Shelf()
     for index, options in enumerate(cells):
         started(index)
-        result = _tried(options, retries, shelf, partial(watch, index))
+        result = _tried(
+            options, retries, partial(run, watch=partial(watch, index), load=shelf.load, note=note, find=find), shelf
+        )
         finished(index, result)
         if result.interrupted:
             return
 
 
-def _tried(options: RunConfig, retries: int, shelf: Shelf, watch: Callable[[Steps, RunResult], None]) -> RunResult:
+def _tried(options: RunConfig, retries: int, carried_out: Callable[[RunConfig], RunResult], shelf: Shelf) -> RunResult:
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
         try:
-            result = run(options, watch, shelf.load, find=shelf.find)
+            result = carried_out(options)
         except Exception as error:
             result.exit_reason = failure(error)
             continue
