@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
-from sinkbench.results.files import json_text, replace_file
+from sinkbench.results.files import encodable, json_text, replace_file
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
@@ -67,7 +67,7 @@ def speed(
     shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
     text = json_text({**about, "versions": versions(), "costs": shown}, indent=1)
     for suffix, written in ((".json", text), (".md", costs_markdown(costs, about))):
-        replace_file(output.with_suffix(suffix), written.encode(errors="backslashreplace"), folder=True)
+        replace_file(output.with_suffix(suffix), encodable(written).encode(), folder=True)
 
 
 HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed")

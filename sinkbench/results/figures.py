@@ -20,7 +20,7 @@ from sinkbench.errors import UserError
 from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
 from sinkbench.results.columns import MEASURES, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
-from sinkbench.results.files import replace_file
+from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.looks import looks_of
 from sinkbench.results.run import strategy_of
 
@@ -67,9 +67,9 @@ def draw(
     Raises:
         UserError: an unknown feature, or nothing to draw.
     """
-    kept = _kept(results, skip_first)
+    looks = looks_of({encodable(name): (strategies or {}).get(name) or strategy_of(name) for name in results})
+    kept = _kept({encodable(name): frame for name, frame in results.items()}, skip_first)
     shown = _shown(kept, checked(chosen))
-    looks = looks_of({name: (strategies or {}).get(name) or strategy_of(name) for name in results})
     curves = [_curves(kept, feature) for feature in shown]
     names = [name for name in kept if any(name in of_feature for of_feature, _ in curves)]
     _, rows = legend_shape(names, [feature.measure.label for feature in shown])
@@ -88,7 +88,7 @@ def draw(
     space_axes(figure, axes)
     entries = [(feature.measure.label, feature.line) for feature in shown]
     draw_legend(figure, {name: looks[name] for name in names}, entries)
-    figure.suptitle(_title(title, shown), fontsize=14, color=INK, parse_math=False)
+    figure.suptitle(encodable(_title(title, shown)), fontsize=14, color=INK, parse_math=False)
     return figure
 
 

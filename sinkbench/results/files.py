@@ -1,5 +1,6 @@
 """Files that are written whole or not at all: to a part beside them, which then takes their name."""
 
+import errno
 import fcntl
 import json
 import math
@@ -30,27 +31,34 @@ def replace_file(
     Raises:
         UserError: it cannot be written, or another process is writing it.
     """
-    place = Path(os.path.realpath(path))
-    part = place.with_name(f".{place.name}.part")
     try:
+        place = Path(os.path.realpath(path))
         if folder:
             place.parent.mkdir(parents=True, exist_ok=True)
-        with _held(part) as file:
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[file.write(left) or 0 :]
-                ready()
-                os.replace(part, place)
-            except BaseException:
-                with suppress(OSError):
-                    part.unlink()
-                raise
+        _replace(place, place.with_name(f".{place.name}.part"), data, ready)
     except BlockingIOError as error:
         raise UserError(f"cannot write {path}: another process is writing it{advice}") from error
     except (OSError, ValueError) as error:  # a name with a null character is none
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {reason}{_where(error, part)}{advice}") from error
+        part = error.filename if isinstance(error, OSError) and str(error.filename).endswith(".part") else None
+        where = f" ({Path(part).name} is in the way: remove it)" if part and os.path.lexists(part) else ""
+        raise UserError(f"cannot write {path}: {reason}{where}{advice}") from error
+
+
+def _replace(place: Path, part: Path, data: bytes, ready: Callable[[], None]) -> None:
+    if place.is_dir():  # before anything is ready
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with _held(part) as file:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[file.write(left) or 0 :]
+            ready()
+            os.replace(part, place)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
 
 
 def _held(part: Path) -> FileIO:
@@ -60,7 +68,7 @@ def _held(part: Path) -> FileIO:
         file = FileIO(number, "wb")
         try:
             if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise OSError(f"{part.name} is in the way: remove it")
+                raise OSError(errno.EINVAL, "it is a pipe or a device", str(part))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if is_at(part, file):  # otherwise whoever held the lock has just given it its name
                 file.truncate(0)
@@ -71,17 +79,17 @@ def _held(part: Path) -> FileIO:
         file.close()
 
 
-def _where(error: Exception, part: Path) -> str:
-    """What is in the way, where that is the part."""
-    return f" ({part.name} is in the way: remove it)" if isinstance(error, IsADirectoryError) and part.is_dir() else ""
-
-
 def is_at(path: Path, file: FileIO) -> bool:
     """Whether ``path`` is the name of the open ``file``."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except OSError:
         return False
+
+
+def encodable(text: str) -> str:
+    """``text`` with half characters, such as come from names that are no UTF-8, spelled out."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

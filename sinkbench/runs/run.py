@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from statistics import median
@@ -213,7 +214,8 @@ def _close(
     close_session(record, result)
     if isinstance(error, UserError) and not result.rows:
         if writer.begun:
-            writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
+            with suppress(OSError):  # it promises rows, and not one could be written
+                writer.path.with_suffix(".json").unlink()
         return  # the message says it all
     if writer.rows or not writer.replaces:
         try:

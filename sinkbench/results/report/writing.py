@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sinkbench.errors import UserError
-from sinkbench.results.files import replace_file
+from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.report.collect import collect
 
 SUFFIXES = (".html", ".md")
@@ -36,6 +36,6 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Pa
     texts = {output.with_suffix(".md") if suffix == ".html" else output: markdown(found)}
     if suffix == ".html":
         texts[output] = html(found)
-    for path, data in {path: text.encode(errors="backslashreplace") for path, text in texts.items()}.items():
-        replace_file(path, data, folder=True, advice="; give another --output")
+    for path, text in texts.items():
+        replace_file(path, encodable(text).encode(), folder=True, advice="; give another --output")
     return sorted(texts)
