@@ -109,7 +109,9 @@ class Chosen:
         """What decides what is kept, as a key needs it. Two choices that keep the same may still differ in it."""
         policy = self.strategy.policy(self.window)
         known = self.found.sha256 is None and self.strategy.context(self.window) is None
+        own = {} if self.found.sha256 is None else {"class": self.found.kind.__qualname__}  # a file may have several
         return {
+            **own,
             "strategy": self.name,
             "source": self.found.sha256,
             "parameters": self.strategy.model_dump(mode="json"),

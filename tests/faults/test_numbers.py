@@ -12,6 +12,7 @@ from hub_runs import tokenizer_files
 from resuming import run
 from safetensors.torch import load_file, save_file
 
+from sinkbench.api.decoding import Session
 from sinkbench.results.comparison import compare_runs
 from sinkbench.results.files import json_text
 from sinkbench.runs.writer import perplexity
@@ -144,16 +145,40 @@ def test_the_run_that_fails_is_the_one_without_numbers():
     assert math.isnan(found["broken"].loss.value)
 
 
-def test_a_text_that_cannot_go_on_is_one_line(here, tmp_path):
-    folder = shutil.copytree(GOLDEN / "llama", tmp_path / "none")
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] *= 1e38
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in tokenizer_files(tmp_path / "tokenizer").items():
-        (folder / name).write_bytes(content)
-    out = tmp_path / "out"
-    more = ("--max-new-tokens", 20, "--prompt", "a b", "--output-dir", out, "--dtype", "float32")
-    status, _, error = here("generate", "--model-name-or-path", folder, *more)
-    assert (status, error.count("\n")) == (2, 1)
-    assert "overflow" in error
+@pytest.fixture
+def speaking(tmp_path):
+    """Generates with a model of these weights; the folder of its results."""
+
+    def call(here, change, *more):
+        folder = shutil.copytree(GOLDEN / "llama", tmp_path / "speaking")
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        for name, content in tokenizer_files(tmp_path / "tokenizer").items():
+            (folder / name).write_bytes(content)
+        options = ("--max-new-tokens", 200, "--prompt", "a b", "--output-dir", tmp_path / "out", "--dtype", "float32")
+        return here("generate", "--model-name-or-path", folder, *options, *more), tmp_path / "out"
+
+    return call
+
+
+def test_a_text_that_cannot_go_on_is_one_line(here, speaking):
+    (status, _, error), out = speaking(here, lambda weights: weights["lm_head.weight"].mul_(1e38))
+    assert (status, error.count("\n"), "overflow" in error) == (2, 1, True)
     assert not list(out.iterdir())
+
+
+def test_a_text_that_cannot_go_on_later_keeps_its_rows(here, speaking, monkeypatch):
+    read, calls = Session.read, []
+
+    def overflowing(session, tokens):
+        calls.append(1)
+        logits = read(session, tokens)
+        return logits if len(calls) < 20 else logits * math.nan
+
+    monkeypatch.setattr(Session, "read", overflowing)
+    (status, _, error), out = speaking(here, lambda weights: None)
+    assert (status, error.count("\n"), "overflow" in error) == (2, 1, True)
+    assert len(pd.read_csv(out / "generate_attention_sinks.csv")) == 19
+    record = valid(out / "generate_attention_sinks.json")
+    assert (record["rows"], record["exit_reason"].startswith("failed: the model's numbers overflow")) == (19, True)

@@ -83,6 +83,13 @@ def key_in_a_process(file, answer):
     return answer.read_text()
 
 
+def test_two_classes_of_one_file_are_two_strategies(file):
+    file.write_text(SOURCE + "\nclass Last_Half(LastHalf):\n    pass\n")
+    first, second = choose(f"{file}:LastHalf", 16), choose(f"{file}:Last_Half", 16)
+    assert first.name == second.name
+    assert first.identity != second.identity
+
+
 def test_modules_that_are_installed_do_not_count(file):
     before = choose(f"{file}:LastHalf", 16).found.sha256
     assert before == hashlib.sha256(file.read_bytes()).hexdigest()
