@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sinkbench.errors import UserError
 from sinkbench.models.checkpoints import check_complete
 from sinkbench.models.silence import silent
+from sinkbench.results.files import json_text
 
 LIMIT = 2**30  # files up to this size are unpacked and kept
 SUMS = "sums.json"  # the last file written: what the others must be
@@ -92,7 +93,7 @@ def _renew(folder: Path, location: dict[str, Any]) -> None:
     parts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
     try:
         _unpack(location, parts)
-        (parts / SUMS).write_text(json.dumps({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
+        (parts / SUMS).write_text(json_text({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
         if folder.exists() and not _intact(folder):
             folder.rename(parts.with_suffix(".damaged"))
         parts.rename(folder)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import tomllib
@@ -114,7 +115,7 @@ class Chosen:
             **own,
             "strategy": self.name,
             "source": self.found.sha256,
-            "parameters": self.strategy.model_dump(mode="json"),
+            "parameters": {name: _in_json(value) for name, value in self.strategy.model_dump(mode="json").items()},
             "window": policy.window if known else self.window,  # others may make of it what they like in each layer
             "positions": self.positions,
             "format": str(self.format),
@@ -323,6 +324,11 @@ def _made(found: Found, given: dict[str, Any]) -> Strategy:
 def _lower(message: str) -> str:
     message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
+
+
+def _in_json(value: Any) -> Any:
+    """``value`` as a record has it, where numbers that are none would all be null."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def snake(name: str) -> str:

@@ -1,12 +1,15 @@
 """Where strategies come from, and one line for what is wrong with one."""
 
 import hashlib
+import json
+import math
 import os
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from sinkbench.errors import UserError
+from sinkbench.results.files import json_text
 from sinkbench.strategies import Eviction, LayerSizes, choose, find, registry
 from sinkbench.strategies.pyramid import budgets
 from sinkbench.strategies.registry import BUILTIN, parse_settings
@@ -88,6 +91,14 @@ def test_two_classes_of_one_file_are_two_strategies(file):
     first, second = choose(f"{file}:LastHalf", 16), choose(f"{file}:Last_Half", 16)
     assert first.name == second.name
     assert first.identity != second.identity
+
+
+def test_parameters_that_are_no_numbers_differ_on_record_too(file):
+    file.write_text(SOURCE.replace("share: int = 2", "share: int = 2\n    fade: float = 1.0"))
+    values = [math.inf, -math.inf, math.nan, 1.0]
+    found = [choose(f"{file}:LastHalf", 16, parameters={"fade": value}).identity for value in values]
+    assert len({json_text(identity) for identity in found}) == 4
+    assert [json.loads(json_text(identity)) for identity in found] == found
 
 
 def test_modules_that_are_installed_do_not_count(file):
