@@ -79,7 +79,9 @@ def generate(options: GenerateConfig, show: Callable[[str], None] = lambda text:
         error = _until_the_end(options, model, tokenizer, plan, written, writer, show)
         with undisturbed():
             _measure(model, written, writer)
-            if writer.rows or not writer.replaces:
+            error = writer.disturbed() or error
+            if writer.rows or not (writer.replaces or isinstance(error, UserError)):
+                written.exit_reason = written.exit_reason if error is None else exit_reason(error)
                 write_json(options.csv.with_suffix(".json"), record | _closing(written))
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
@@ -102,8 +104,6 @@ def _until_the_end(
             show(options.prompt)
             _write(options, model, tokenizer, plan, written, writer, show)
         written.exit_reason = FINISHED
-    except UserError:
-        raise
     except BaseException as error:
         written.exit_reason = exit_reason(error)
         return error

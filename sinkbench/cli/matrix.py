@@ -40,8 +40,9 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
                 notes[cell.model_name_or_path] = (
                     f"{cell.model_name_or_path} needs more than the {device.memory / 2**30:.1f} GiB that are free here"
                 )
-        except UserError as error:
-            notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {error}"
+        except Exception as error:  # of one model, which the others do not wait for
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {kind}{error}"
         name, model = _name(cell, read.options.output_dir), Text(cell.model_name_or_path)
         table.add_row(Text(name), model, cell.dtype, f"{cell.num_tokens:,}", memory, length)
     console = Console()
@@ -75,6 +76,7 @@ class Board:
         self.running: dict[int, RunResult | None] = {}
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.drawn = 0.0
+        self.said: set[tuple[int, str]] = set()
 
     def show(self, cells: Sequence[Cell]) -> None:
         """Take note of the cells."""
@@ -91,7 +93,7 @@ class Board:
     def finished(self, cell: Cell) -> None:
         self.running.pop(self._index(cell), None)
         for note in cell.result.notes if cell.result is not None else ():
-            self.console.print(Text(f"{_name(cell.options, self.folder)}: {note}"), soft_wrap=True)
+            self._say(self._index(cell), note)
         self._line(cell)
         self._draw()
 
@@ -101,6 +103,16 @@ class Board:
             self.running[key] = result
         if time.monotonic() - self.drawn > 0.3:
             self._draw()
+
+    def note(self, line: str) -> None:
+        """Say a line about the cell that runs; the launcher runs one at a time."""
+        for index in self.running:
+            self._say(index, line)
+
+    def _say(self, index: int, line: str) -> None:
+        if (index, line) not in self.said:
+            self.said.add((index, line))
+            self.console.print(Text(f"{_name(self.cells[index].options, self.folder)}: {line}"), soft_wrap=True)
 
     def close(self) -> None:
         """The closing table."""

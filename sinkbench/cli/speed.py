@@ -1,6 +1,5 @@
 """``sinkbench speed``: what a token costs on this device."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
+from sinkbench.results.files import encodable, json_text, replace_file
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
@@ -72,13 +72,9 @@ def speed(
     about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
     about |= {"window": str(window_size), "cache": kv_format, "random weights": str(random_weights)}
     shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
-    text = json.dumps({**about, "versions": versions(), "costs": shown}, indent=1)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(costs_markdown(costs, about), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    text = json_text({**about, "versions": versions(), "costs": shown}, indent=1)
+    for suffix, written in ((".json", text), (".md", costs_markdown(costs, about))):
+        replace_file(output.with_suffix(suffix), encodable(written).encode(), folder=True)
 
 
 HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed")

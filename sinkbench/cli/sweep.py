@@ -63,7 +63,7 @@ def sweep(
     with _place(launcher) as place, Board(str(folder)) as board:
         plan = sweeps.planned(cells, folder, place.devices(), find)
         board.show(plan)
-        watching = {"watch": board.watch} if launcher is Launcher.local else {}
+        watching = {"watch": board.watch, "note": board.note} if launcher is Launcher.local else {}
         launch = partial(place.launch, find=find, **watching)
         sweeps.sweep(plan, launch, retries, board.started, board.finished)
     board.close()

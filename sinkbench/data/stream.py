@@ -39,7 +39,11 @@ def read_stream(source: Source, count: int | None, tokenizer: Callable[[], objec
         UserError: the dataset, split or column does not exist, or there is no text in it.
     """
     with patiently():
-        rows, revision = rows_from(source)
+        try:
+            rows, revision = rows_from(source)
+        except (OSError, ValueError) as error:  # a name that no file can have
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read the dataset {source.name!r}: {reason}") from error
         first = next(rows, None)
         if first is None:
             raise UserError(f"the dataset {source.name!r} has no rows in split {source.split!r}")

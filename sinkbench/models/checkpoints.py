@@ -30,6 +30,19 @@ def refuse_pickles(name: str, files: Iterable[str]) -> None:
         )
 
 
+def refuse_adapters(name: str, files: Iterable[str]) -> None:
+    """Refuse a repository or folder with an adapter: what reads one depends on which packages are installed.
+
+    Raises:
+        UserError: there is one.
+    """
+    if "adapter_config.json" in files:
+        raise UserError(
+            f"{name!r} holds an adapter (adapter_config.json), which only an installed peft would read: merge it into "
+            "the model (merge_and_unload, save_pretrained) and give that folder"
+        )
+
+
 def check_complete(name: str, info: dict[str, Any], quantized: bool = False) -> None:
     """Refuse a model that is not what its files say: weights that would be random, or files that would go unread.
 

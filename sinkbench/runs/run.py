@@ -1,8 +1,10 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 from statistics import median
@@ -77,6 +79,7 @@ def run(
             if not complete or untraced:
                 check_format(chosen, checkpoint())
                 model = load(checkpoint())
+                _check_unchanged(checkpoint(), record)
                 _check_vocabulary(stream.tokens, model, config)
                 record |= _resolved(config, model, stream)
                 plan = chosen.plan(layer_sizes(model.config))
@@ -84,9 +87,12 @@ def run(
                 trace = begun_trace(config, plan, noted)
                 if not complete or plan.by_score:  # otherwise the trace follows from the plan
                     steps = engine.run(plan, stream.tokens, writer.rows, trace)
-                    _write(steps, stream.tokens, writer, result, watch, record)
+                    watched = _overflows(watch, noted, record["dtype"])
+                    _write(steps, stream.tokens, writer, result, watched, record)
         except BaseException as caught:
             error = caught
+        if error is None or isinstance(error, torch.OutOfMemoryError):
+            error = writer.disturbed() or error
         if trace is not None and writer.rows and (error is None or writer.begun):  # not of what was not read so far
             error = keep_trace(trace, chosen, writer, error)
         if complete and error is not None:
@@ -107,6 +113,25 @@ def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], Non
         note(line)
 
     return noted
+
+
+def _overflows(watch: Watch, say: Callable[[str], None], dtype: str) -> Watch:
+    """``watch``, and a line at the first NLL that is no number."""
+    said = False
+
+    def watched(step: Steps, result: RunResult) -> None:
+        nonlocal said
+        wrong = next((i for i, nll in enumerate(step.nll) if not math.isfinite(nll)), None)
+        if wrong is not None and not said:
+            said = True
+            advice = "" if dtype == "float32" else ", try --dtype float32"
+            say(
+                f"the NLL of row {step.first + wrong} is {step.nll[wrong]}, and so is the perplexity from there on: "
+                f"the model's numbers overflow in {dtype}{advice}"
+            )
+        watch(step, result)
+
+    return watched
 
 
 def _write(
@@ -131,6 +156,7 @@ def _write(
             with undisturbed():
                 writer.write(step, predicted)
                 result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
+                result.not_finite = writer.not_finite
             result.seconds = before + time.perf_counter() - begin
             result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
@@ -193,6 +219,7 @@ def _close(
         "exit_reason": reason,
         "rows": result.rows,
         "overall_ppl": result.overall_ppl if result.rows else None,
+        "rows_not_finite": result.not_finite,
         "seconds": result.seconds,
         "timed_rows": result.rows - result.untimed,
         "tokens_per_second": result.tokens_per_second,
@@ -204,7 +231,8 @@ def _close(
     close_session(record, result)
     if isinstance(error, UserError) and not result.rows:
         if writer.begun:
-            writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
+            with suppress(OSError):  # it promises rows, and not one could be written
+                writer.path.with_suffix(".json").unlink()
         return  # the message says it all
     if writer.rows or not writer.replaces:
         try:
@@ -225,6 +253,11 @@ def failure(error: BaseException) -> str:
     """The exit reason of a run that ended in ``error``."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return "failed: " + " ".join(f"{kind}{error}".split())
+
+
+def _check_unchanged(checkpoint: Checkpoint, record: dict[str, Any]) -> None:
+    if weights_of(checkpoint) != record["determined_by"]["weights"]:
+        raise UserError(f"the files of {checkpoint.source.name!r} were changed while they were read: run it again")
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, config: RunConfig) -> None:

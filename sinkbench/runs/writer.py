@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
+from sinkbench.results.files import is_at, replace_file
 from sinkbench.results.rows import Damage, Rows, header_of, parse
 from sinkbench.results.traces import trace_of
 
@@ -22,8 +24,8 @@ Value: TypeAlias = float | int | None
 
 
 def perplexity(mean_nll: float) -> float:
-    """``exp(mean_nll)``; ``inf`` only where no float64 can hold it."""
-    return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
+    """``exp(mean_nll)``: ``inf`` only where no float64 can hold it, and no number where ``mean_nll`` is none."""
+    return math.inf if mean_nll >= 709.78 else math.exp(mean_nll)
 
 
 def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
@@ -69,6 +71,7 @@ class RowWriter:
         self._further = self.columns[len(BASE_COLUMNS) :]
         self.rows = 0
         self.nll_sum = 0.0
+        self.not_finite = 0  # NLLs that are no numbers
         self.latencies: list[float] = []  # of rows that were taken up
         self._file = _open(path, overwrite or resume)
         self._size = 0  # bytes of complete rows
@@ -90,6 +93,7 @@ class RowWriter:
         """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
         self._file.truncate(rows.size)
         self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
+        self.not_finite = sum(not math.isfinite(nll) for nll in rows.frame["nll"])
         self.latencies = rows.frame["latency"].dropna().tolist()
 
     def write(
@@ -121,6 +125,16 @@ class RowWriter:
             lines.append(f"{rows},{numbers},{costs},{token}{last}\n")
         self._append("".join(lines).encode())
         self.rows, self.nll_sum = rows, nll_sum
+        self.not_finite += sum(not math.isfinite(nll) for nll in steps.nll)
+
+    def disturbed(self) -> UserError | None:
+        """What to say where something else has removed, replaced, cut or written the file since it was opened."""
+        if not self.rows or (is_at(self.path, self._file) and os.fstat(self._file.fileno()).st_size == self._size):
+            return None
+        return UserError(
+            f"{self.path} was removed, replaced or changed by something else while it was written: "
+            f"its {self.rows} rows are not all there; give --overwrite to begin anew"
+        )
 
     def _behind(self, more: Mapping[str, Sequence[Value]] | Sequence[Value], rows: int) -> list[str]:
         """What each of these ``rows`` ends with: the cells of the further columns, a comma before each."""
@@ -181,7 +195,7 @@ def _cell(value: Value) -> str:
 def _open(path: Path, replacing: bool) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
+        file = FileIO(path, "ab", opener=_opened)  # unbuffered: a row is with the operating system once it is written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
@@ -189,7 +203,7 @@ def _open(path: Path, replacing: bool) -> FileIO:
     except OSError as error:
         file.close()
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
-    if not _is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
+    if not is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
         file.close()
         return _open(path, replacing)
     if file.tell() and not replacing:
@@ -200,21 +214,16 @@ def _open(path: Path, replacing: bool) -> FileIO:
     return file
 
 
-def _is_at(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
+def _opened(path: str, flags: int) -> int:
+    """As ``os.open``, of a file; a pipe is not waited for."""
+    number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return number
+    os.close(number)
+    raise OSError("it is a pipe or a device, not a file")
 
 
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
-    parts = path.with_name(f".{path.name}.part")
     with _open(path, replacing=True):
-        try:
-            parts.write_bytes(data)
-            trace_of(path).unlink(missing_ok=True)  # of other rows
-            parts.replace(path)
-        except OSError as error:
-            parts.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        replace_file(path, data, ready=lambda: trace_of(path).unlink(missing_ok=True))  # a trace of other rows

@@ -148,7 +148,7 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     """The record of what a worker sent.
 
     Raises:
-        UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
+        UserError: a byte differs from what the worker sent, or rows are missing, double or other than its record says.
     """
     where = f"what a worker sent back of {options.csv.name}"
     if checksum(transfer.rows, transfer.record, transfer.trace) != transfer.sha256:
@@ -157,9 +157,8 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
         record = json.loads(transfer.record)
         said = record["rows"], record["key"]
         rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
-        right = len(rows) == 0 or (
-            np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
-        )
+        right = len(rows) == 0 or np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1))
+        right = right and len(rows) - int(np.isfinite(rows["nll"]).sum()) == record["rows_not_finite"]
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is not whole: {error}") from error
     if not right or len(rows) != said[0]:
