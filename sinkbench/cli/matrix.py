@@ -15,6 +15,7 @@ from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.runs.result import RunResult
+from sinkbench.signals import check
 from sinkbench.sweeps.estimate import device_for, estimate
 from sinkbench.sweeps.experiment import Experiments
 from sinkbench.sweeps.plan import Cell
@@ -29,6 +30,7 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     seconds, notes = 0.0, {}
     for cell in cells:
+        check()
         memory = length = "-"
         try:
             shape = read.shape(cell)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from statistics import median
@@ -23,8 +24,8 @@ from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
-from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
+from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
 from sinkbench.strategies.registry import chosen_by
@@ -54,36 +55,61 @@ def run(
     """
     config, chosen = named(config), chosen_by(config)
     result = RunResult(chosen.name, config.csv)
-    with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
-        record, reason, error = opening(config, chosen), FINISHED, None
-        checkpoint = cache(lambda: find(config.model))
-        try:
-            stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
-            if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
-                reason = ENDED
-            record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
-            if config.resume:
-                resumed(writer, record, stream.tokens, result)
-                if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
-                    result.exit_reason = reason
-                    return result  # it is complete, and so is its record
-            if writer.rows < len(stream.tokens) - 1:
-                check_format(chosen, checkpoint())
-                model = load(checkpoint())
-                _check_vocabulary(stream.tokens, model, config)
-                record |= _resolved(config, model, stream)
-                plan = chosen.plan(layer_sizes(model.config))
-                engine = choose_engine(
-                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, result, note)
-                )
-                steps = engine.run(plan, stream.tokens, writer.rows)
-                _write(steps, stream.tokens, writer, result, watch, record)
-        except BaseException as caught:
-            error = caught
-        _close(record, result, writer, error, reason)
+    with signals() as watching, RowWriter(config.csv, config.overwrite, resume=config.resume) as writer:
+        record = opening(config, chosen)
+        work = _Work(config, chosen, record, result, writer, watch, note)
+        error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
+        if not work.was_complete:
+            _close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
+
+
+@dataclass
+class _Work:
+    """A run under way.
+
+    Attributes:
+        reason: how it ends if nothing ends it early.
+        was_complete: whether all rows were there before, and their record says so.
+    """
+
+    config: RunConfig
+    chosen: Chosen
+    record: dict[str, Any]
+    result: RunResult
+    writer: RowWriter
+    watch: Watch
+    note: Callable[[str], None]
+    reason: str = FINISHED
+    was_complete: bool = False
+
+    def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
+        """Everything between the opening of the files and their end."""
+        config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
+        stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
+        if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
+            self.reason = ENDED
+        record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
+        check()
+        if config.resume:
+            with undisturbed():  # file, record and result are taken up together
+                resumed(writer, record, stream.tokens, self.result)
+        if writer.rows == len(stream.tokens) - 1:
+            self.was_complete = record["exit_reason"] == self.reason
+            self.result.exit_reason = self.reason
+            return
+        check_format(chosen, checkpoint())
+        model = load(checkpoint())
+        check()
+        _check_vocabulary(stream.tokens, model, config)
+        record |= _resolved(config, model, stream)
+        plan = chosen.plan(layer_sizes(model.config))
+        note = _noting(record, self.result, self.note)
+        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        steps = engine.run(plan, stream.tokens, writer.rows)
+        _write(steps, stream.tokens, writer, self.result, self.watch, record)
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:

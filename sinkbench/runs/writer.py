@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.rows import Damage, Rows, header_of, parse
+from sinkbench.signals import undisturbed
 
 if TYPE_CHECKING:
     from sinkbench.engines.step import Steps
@@ -202,6 +203,7 @@ def _is_at(path: Path, file: FileIO) -> bool:
         return False
 
 
+@undisturbed()
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
     parts = path.with_name(f".{path.name}.part")

@@ -14,6 +14,7 @@ from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
+from sinkbench.signals import check
 from sinkbench.strategies.registry import chosen_by
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try
@@ -61,6 +62,7 @@ def planned(
     shared = _Shared(find)
     plan = []
     for config in cells:
+        check()
         try:
             identity = shared.identity(config)
         except UserError:
@@ -121,6 +123,7 @@ def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
     """Results in ``folder`` and below whose rows are all there: by key, the device and the result of each."""
     found: dict[str, list[tuple[str, RunResult]]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
+        check()
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):

@@ -13,6 +13,7 @@ from sinkbench.models.loading import Checkpoint, load_model, locate
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
+from sinkbench.signals import check
 
 
 def devices() -> set[str]:
@@ -54,6 +55,7 @@ def launch(
     """Carry out ``cells``; ``watch`` is called after each written row. An interruption ends the cell, and the rest."""
     shelf = Shelf(find)
     for index, options in enumerate(cells):
+        check()
         started(index)
         result = _tried(options, retries, shelf, partial(watch, index))
         finished(index, result)
@@ -64,6 +66,7 @@ def launch(
 def _tried(options: RunConfig, retries: int, shelf: Shelf, watch: Callable[[Steps, RunResult], None]) -> RunResult:
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
+        check()
         try:
             result = run(options, watch, shelf.load, find=shelf.find)
         except Exception as error:
