@@ -41,7 +41,8 @@ def _report(options: GenerateConfig, written: "Written") -> None:
     from statistics import mean
 
     count = len(written.said)
-    typer.echo(f"{written.exit_reason}: {count:,} tokens, {count / written.seconds:.1f} a second", err=True)
+    rate = count / written.seconds if written.seconds else 0.0
+    typer.echo(f"{written.exit_reason}: {count:,} tokens, {rate:.1f} a second", err=True)
     if count:
         last = mean(written.fresh[-256:])
         typer.echo(f"NLL with fresh context: {mean(written.fresh[:256]):.2f} at first, {last:.2f} at last", err=True)

@@ -87,12 +87,12 @@ def _check_place(config: RunConfig, there: Sequence[tuple[str, RunResult]], devi
 
 
 class _Shared:
-    """Models and texts that several cells share, each looked for once; an error is raised each time."""
+    """Models and texts that several cells share, each looked for once."""
 
     def __init__(self, find: Callable[[ModelSource], Checkpoint]) -> None:
-        self.checkpoint = _once(find)
-        self.weights = _once(lambda source: weights_of(self.checkpoint(source)))
-        self.stream = _once(self._read)
+        self.checkpoint = once(find)
+        self.weights = once(lambda source: weights_of(self.checkpoint(source)))
+        self.stream = once(self._read)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         stream = self.stream((config.model, config.source, config.num_tokens))
@@ -103,7 +103,8 @@ class _Shared:
         return read_stream(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
 
 
-def _once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``work`` for cells that share what it works on: done once an argument; an error is raised each time."""
     known: dict[Any, Any] = {}
 
     def answer(argument: Any) -> Any:
