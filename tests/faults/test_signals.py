@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from processes import begun, ended, stream_of
+from processes import begun, ended, size, stream_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -22,7 +24,9 @@ from sinkbench.signals import ENDING, Interrupted, check, undisturbed
 
 ENDLESS = 200_000  # tokens
 LISTENING = 20.0  # seconds in which a process has come so far that it handles signals
-STAGES = 9.0  # seconds in which a command has been imported, has loaded its model, and is at work
+OURS = re.compile(
+    r"(\S+: )?interrupted \(SIG(INT|TERM)\)|NLL with fresh context: |KV cache: |rows: "
+)  # what is said then
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +79,30 @@ def commands(model, text, results, tmp_path):
         "generate": ["generate", *to, "--prompt", "w9 w17", "--max-new-tokens", ENDLESS],
         "report": ["report", results, "--output", tmp_path / "report.html"],
     }
+
+
+@pytest.fixture(scope="module")
+def known():
+    return {}
+
+
+@pytest.fixture
+def at_work(known, commands, tmp_path):
+    """By command, seconds until it has imported and loaded all that it needs, and is at work for a while."""
+
+    def seconds(command):
+        if command not in known:
+            process, begin = Process(commands[command]), time.monotonic()
+            process.listens()
+            while process.popen.poll() is None and not any(size(p) > 3000 for p in tmp_path.glob("out/*.csv")):
+                time.sleep(0.01)
+            known[command] = 1.2 * (time.monotonic() - begin)
+            process.popen.kill()
+            process.ended()
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return known[command]
+
+    return seconds
 
 
 # One signal, at a place that is known
@@ -257,7 +285,7 @@ def struck(line, folder, blows):
     if not sent or (status == 0 and line[0] == "report"):
         return None
     assert status - 128 in sent, error
-    assert error == ""
+    assert all(map(OURS.match, error.splitlines())), error
     assert seconds < 15  # two, and what a busy machine takes to import a stage
     if folder.exists():
         orderly(folder, status)
@@ -277,10 +305,9 @@ def test_within_the_first_moments_the_process_ends_at_once_and_silently(number, 
 @pytest.mark.heavy
 @pytest.mark.parametrize("round_", range(10))
 @pytest.mark.parametrize("command", ["run", "sweep", "generate", "report"])
-def test_at_any_moment_one_signal_ends_a_command(command, round_, commands, tmp_path, chance):
+def test_at_any_moment_one_signal_ends_a_command(command, round_, commands, tmp_path, chance, at_work):
     for _ in range(10):
-        longest = 4.0 if command == "report" else STAGES
-        blow = chance.uniform(0, longest), chance.choice(ENDING)
+        blow = chance.uniform(0, at_work(command)), chance.choice(ENDING)
         print(blow)
         if struck(commands[command], tmp_path / "out", [blow]) is not None:
             return
@@ -290,9 +317,9 @@ def test_at_any_moment_one_signal_ends_a_command(command, round_, commands, tmp_
 @pytest.mark.heavy
 @pytest.mark.parametrize("round_", range(5))
 @pytest.mark.parametrize("command", ["run", "sweep", "generate", "report"])
-def test_at_any_moment_so_do_several(command, round_, commands, tmp_path, chance):
+def test_at_any_moment_so_do_several(command, round_, commands, tmp_path, chance, at_work):
     for _ in range(10):
-        first = chance.uniform(0, 4.0 if command == "report" else STAGES), chance.choice(ENDING)
+        first = chance.uniform(0, at_work(command)), chance.choice(ENDING)
         gap = chance.choice([0.0, 0.02, 0.3, 1.1])
         more = [(chance.uniform(0, gap), chance.choice(ENDING)) for _ in range(chance.randrange(1, 5))]
         print(first, more)
