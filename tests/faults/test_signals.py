@@ -24,9 +24,7 @@ from sinkbench.signals import ENDING, Interrupted, check, undisturbed
 
 ENDLESS = 200_000  # tokens
 LISTENING = 20.0  # seconds in which a process has come so far that it handles signals
-OURS = re.compile(
-    r"(\S+: )?interrupted \(SIG(INT|TERM)\)|NLL with fresh context: |KV cache: |rows: "
-)  # what is said then
+OURS = re.compile(r"(\S+: )?interrupted \(SIG(INT|TERM)\)|NLL with fresh context: |KV cache: |rows: ")  # our own lines
 
 
 @pytest.fixture(scope="module")
