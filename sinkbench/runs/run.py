@@ -97,6 +97,7 @@ class _Work:
             with undisturbed():  # file, record and result are taken up together
                 resumed(writer, record, stream.tokens, self.result)
         if writer.rows == len(stream.tokens) - 1:
+            writer.begin()
             self.was_complete = record["exit_reason"] == self.reason
             self.result.exit_reason = self.reason
             return
@@ -213,12 +214,13 @@ def _close(
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
     close_session(record, result)
-    if isinstance(error, UserError) and not result.rows:
+    if isinstance(error, UserError) and not (writer.begun and result.rows):
         if writer.begun:
             writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
         return  # the message says it all
     if writer.rows or not writer.replaces:
         try:
+            writer.begin()  # of an older result, no more than the rows that the record counts
             write_json(writer.path.with_suffix(".json"), record)
         except UserError:
             if error is None:
