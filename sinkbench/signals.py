@@ -2,21 +2,22 @@
 
 A signal raised from its handler can be lost: in a finalizer, or in compiled code that calls back, Python prints it and
 goes on. So the handler first notes the signal. :func:`check` looks at the note, between steps, chunks, cells and stages
-of loading; the raise from the handler only spares the wait for the next of these.
+of loading; the raise from the handler, and again every second, only spares the wait for the next of these.
 """
 
+import _thread
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask a process to end
-SPARED = 1.0  # seconds after a raise in which there is no other: clean-up is under way
+SPARED = 1.0  # seconds after a raise in which there is no other: what it ends is cleaning up
 
 
 class Interrupted(BaseException):
@@ -35,19 +36,35 @@ class Watch:
     Attributes:
         came: the number of the first one.
         raising: whether they are raised, from the handler and by :func:`check`, or noted only.
+        answered: whether work has ended since one came; from then on the handler raises nothing.
     """
 
     came: int | None = None
     raising: bool = False
+    answered: bool = False
     _again: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """The handler: note the first signal, and raise it where that is allowed."""
         if self.came is None:
             self.came = number
-        if self.raising and time.monotonic() >= self._again:
+            with suppress(RuntimeError):  # no more threads: :func:`check` will do
+                _thread.start_new_thread(self._remind, ())  # takes no lock that the main thread may hold here
+        if self.raising and not self.answered and time.monotonic() >= self._again:
             self._again = time.monotonic() + SPARED
             raise Interrupted(self.came)
+
+    def _remind(self) -> None:
+        """Until work has ended, send the signal again: the raise may have been lost."""
+        main = threading.main_thread().ident
+        while True:
+            time.sleep(1.1 * SPARED)
+            with self._lock:  # as long as the handler is in place
+                if self.answered or self is not _watch or main is None or self.came is None:
+                    return
+                if self.raising:
+                    signal.pthread_kill(main, self.came)
 
     @property
     def interruption(self) -> Interrupted | None:
@@ -71,6 +88,7 @@ class Watch:
         except BaseException as caught:  # also what was raised within the lines above
             error = caught
         self.raising = False
+        self.answered = self.came is not None
         return self.interruption or error
 
 
@@ -98,7 +116,8 @@ def signals() -> Iterator[Watch]:
         with _unseen(watch):
             yield watch
     finally:
-        _watch = None
+        with watch._lock:
+            _watch = None
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -134,6 +134,25 @@ def test_a_raise_that_a_finalizer_swallows_ends_the_command_all_the_same(number,
     assert not (tmp_path / "out" / "attention_sinks.csv").exists()
 
 
+def test_what_is_lost_is_raised_again_where_there_is_no_stage_to_come():
+    class Freed:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work():
+        freed = Freed()
+        del freed
+        time.sleep(30)
+
+    begin = time.monotonic()
+    with signals.signals() as watch:
+        error = watch.attempt(work)
+    assert isinstance(error, Interrupted)
+    assert 1 < time.monotonic() - begin < 10
+    time.sleep(0.2)  # no signal comes behind it, which would end this process
+
+
 @pytest.mark.parametrize("number", ENDING)
 @pytest.mark.parametrize(
     "line",

@@ -59,6 +59,7 @@ def launch(
                 tasks.collect()
             if watch.interruption is not None:
                 tasks.stop(watch.interruption.reason)
+                watch.answered = True
 
 
 @dataclass
