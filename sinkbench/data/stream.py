@@ -11,6 +11,7 @@ from sinkbench.config import Source
 from sinkbench.data.rows import patiently, rows_from
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
+from sinkbench.signals import check
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def _tokenise(cells: Iterator, count: int | None, tokenizer, joint: str) -> tupl
         started = True
         cut = text if ended and len(text) <= goal else text[: int(min(goal, len(text)))]
         ids = tokenizer(cut, verbose=False)["input_ids"]
+        check()
         ended = ended and len(cut) == len(text)
         goal *= 2
     return ids, ended and (count is None or len(ids) <= count)

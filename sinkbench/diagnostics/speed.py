@@ -21,6 +21,7 @@ from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
+from sinkbench.signals import check
 from sinkbench.strategies import Plan, choose
 
 SEED_STEPS = 64  # of the seed's loop, which is slow
@@ -205,7 +206,11 @@ def _eagerly(model: PreTrainedModel) -> Iterator[None]:
 def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Cost:
     """The latencies of steps, the first ``skip`` left out."""
     _forget_peak()
-    latencies = [1e3 * step.latency for i, step in enumerate(begin()) if i >= skip and step.latency is not None]
+    latencies = []
+    for i, step in enumerate(begin()):
+        check()
+        if i >= skip and step.latency is not None:
+            latencies.append(1e3 * step.latency)
     return Cost(what, latencies, _peak())
 
 
@@ -255,6 +260,7 @@ def product_seconds(model: PreTrainedModel) -> list[float]:
 def _seconds(work: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(12):
+        check()
         synchronize()
         begin = time.perf_counter()
         work()

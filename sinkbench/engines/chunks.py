@@ -16,6 +16,7 @@ from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting, takes_positions
 from sinkbench.positions.reach import shortest_limit
+from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
 CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
@@ -70,6 +71,7 @@ def hidden_states(
     longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
     with lasting(model, longest), exact_angles(model), attending(model, cache):
         for begin in range(0, len(tokens), chunk):
+            check()
             yield begin, read(model, cache, tokens[begin : begin + chunk])
 
 

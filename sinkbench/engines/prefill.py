@@ -8,6 +8,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.chunks import hidden_states, refuses_chunks
 from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
 
@@ -29,6 +30,7 @@ def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace |
     else:
         with one_by_one(model, cache, len(tokens) + 1):
             for t in range(len(tokens)):
+                check()
                 feed(model, cache, tokens[t : t + 1])
     for layer in cache.kept:
         layer.settle()

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sinkbench.errors import UserError
+from sinkbench.signals import check
 
 SAFE, PICKLED = re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin")
 # Buffers that older code saved and newer code computes, and heads that no prediction of the next token goes through.
@@ -75,6 +76,7 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         UserError: a weight is not finite.
     """
     for key, weight in model.named_parameters():
+        check()
         readable = weight.is_floating_point() and weight.element_size() > 1 and weight.device.type != "meta"
         if readable and not torch.isfinite(weight).all():
             raise UserError(f"{name!r} holds NaN or infinity in {key}: the file is damaged, get the model again")

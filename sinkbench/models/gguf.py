@@ -17,6 +17,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.checkpoints import check_complete
 from sinkbench.models.silence import silent
 from sinkbench.results.files import json_text
+from sinkbench.signals import check
 
 LIMIT = 2**30  # files up to this size are unpacked and kept
 SUMS = "sums.json"  # the last file written: what the others must be
@@ -80,6 +81,7 @@ def _intact(folder: Path) -> bool:
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
+    check()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -108,8 +110,10 @@ def _renew(folder: Path, location: dict[str, Any]) -> None:
 def _unpack(location: dict[str, Any], folder: Path) -> None:
     with silent():
         AutoTokenizer.from_pretrained(**location).save_pretrained(folder)
+        check()
         loaded: Any = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
+        check()
         check_complete(location["gguf_file"], info)
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):  # the weights are plain floats by now

@@ -28,6 +28,7 @@ from sinkbench.models.checkpoints import check_complete, check_finite, refuse_ad
 from sinkbench.models.gguf import unpacked
 from sinkbench.models.silence import silent
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.signals import check
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.formats import Format
 
@@ -235,9 +236,11 @@ def resolved_revision(model: PreTrainedModel) -> str | None:
 
 @contextmanager
 def _explained(source: ModelSource, what: str = "model ") -> Iterator[None]:
-    """Every failure to load in one line."""
+    """Every failure to load in one line; a stage of loading, before and behind which signals are looked for."""
+    check()
     try:
         yield
+        check()
     except (UserError, KeyboardInterrupt, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:

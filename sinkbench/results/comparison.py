@@ -10,6 +10,7 @@ import pandas as pd
 from sinkbench.errors import UserError
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.run import DENSE
+from sinkbench.signals import check
 
 SMOOTH = 256  # tokens over which an NLL level is judged
 DIVERGED = 0.05  # nats above the baseline, over SMOOTH tokens, that count as a loss
@@ -68,6 +69,7 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
     best, base = _best(list(known.values())), baseline if baseline in nll else None
     compared = []
     for name, values in nll.items():
+        check()
         loss = mean_difference = diverges = None
         if base is not None and name != base:
             with np.errstate(invalid="ignore"):  # of two that are infinite

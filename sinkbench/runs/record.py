@@ -14,10 +14,12 @@ import torch
 
 from sinkbench import __version__
 from sinkbench.results.files import json_text, replace_file
+from sinkbench.signals import undisturbed
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "accelerate", "safetensors", "gguf")
 
 
+@undisturbed()
 def write_json(path: Path, record: dict[str, Any], ready: Callable[[], None] = lambda: None) -> None:
     """Write ``record`` whole or not at all; ``ready`` is called when it is on the disk and about to get its name.
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from statistics import median
@@ -26,9 +27,9 @@ from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
-from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.tracing import begun_trace, keep_trace, lacks_trace, traced
 from sinkbench.runs.writer import RowWriter
+from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
 from sinkbench.strategies.registry import chosen_by
@@ -58,50 +59,88 @@ def run(
     """
     config, chosen = named(config), chosen_by(config)
     result = RunResult(chosen.name, config.csv)
-    with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
-        record, reason, error = opening(config, chosen), FINISHED, None
-        trace: Trace | None = None
-        complete = False
-        noted = _noting(record, result, note)
-        checkpoint = cache(lambda: find(config.model))
-        try:
-            stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
-            if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
-                reason = ENDED
-            record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
-            if config.resume:
-                resumed(writer, record, stream.tokens, result)
-            complete = writer.rows == len(stream.tokens) - 1
-            untraced = lacks_trace(config, chosen, config.csv, writer.rows)
-            if complete and not untraced and record["exit_reason"] == reason:
-                result.exit_reason = reason
-                return result  # it is complete, and so is its record
-            if not complete or untraced:
-                check_format(chosen, checkpoint())
-                model = load(checkpoint())
-                _check_unchanged(checkpoint(), record)
-                _check_vocabulary(stream.tokens, model, config)
-                record |= _resolved(config, model, stream)
-                plan = chosen.plan(layer_sizes(model.config))
-                engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, noted)
-                trace = begun_trace(config, plan, noted)
-                if not complete or plan.by_score:  # otherwise the trace follows from the plan
-                    steps = engine.run(plan, stream.tokens, writer.rows, trace)
-                    watched = _overflows(watch, noted, record["dtype"])
-                    _write(steps, stream.tokens, writer, result, watched, record)
-        except BaseException as caught:
-            error = caught
+    with signals() as watching, RowWriter(config.csv, config.overwrite, resume=config.resume) as writer:
+        record = opening(config, chosen)
+        work = _Work(config, chosen, record, result, writer, watch, note)
+        error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
         if error is None or isinstance(error, torch.OutOfMemoryError):
             error = writer.disturbed() or error
-        if trace is not None and writer.rows and (error is None or writer.begun):  # not of what was not read so far
-            error = keep_trace(trace, chosen, writer, error)
-        if complete and error is not None:
+        error = work.keep_trace(error)
+        if work.all_there and error is not None:
             result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
-        else:
-            _close(record, result, writer, error, reason)
+        elif not work.on_record:
+            _close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
+
+
+@dataclass
+class _Work:
+    """A run under way.
+
+    Attributes:
+        reason: how it ends if nothing ends it early.
+        all_there: whether all rows were there before.
+        on_record: whether their record says so, and no trace is to be added.
+        trace: what takes note of evictions.
+    """
+
+    config: RunConfig
+    chosen: Chosen
+    record: dict[str, Any]
+    result: RunResult
+    writer: RowWriter
+    watch: Watch
+    note: Callable[[str], None]
+    reason: str = FINISHED
+    all_there: bool = False
+    on_record: bool = False
+    trace: Trace | None = None
+
+    def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
+        """Everything between the opening of the files and their end."""
+        config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
+        stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
+        if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
+            self.reason = ENDED
+        record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
+        check()
+        if config.resume:
+            with undisturbed():  # file, record and result are taken up together
+                resumed(writer, record, stream.tokens, self.result)
+        self.all_there = writer.rows == len(stream.tokens) - 1
+        if self.all_there:
+            writer.trim()
+            self.result.exit_reason = self.reason
+            if not lacks_trace(config, chosen, config.csv, writer.rows):
+                self.on_record = record["exit_reason"] == self.reason
+                return
+        check_format(chosen, checkpoint())
+        model = load(checkpoint())
+        check()
+        _check_unchanged(checkpoint(), record)
+        _check_vocabulary(stream.tokens, model, config)
+        record |= _resolved(config, model, stream)
+        self._read(model, stream.tokens)
+
+    def _read(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        config, record, writer = self.config, self.record, self.writer
+        plan = self.chosen.plan(layer_sizes(model.config))
+        note = _noting(record, self.result, self.note)
+        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        self.trace = begun_trace(config, plan, note)
+        if self.all_there and not plan.by_score:
+            return  # the trace follows from the plan
+        steps = engine.run(plan, tokens, writer.rows, self.trace)
+        _write(steps, tokens, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
+
+    def keep_trace(self, error: BaseException | None) -> BaseException | None:
+        """Write what was noted; ``error`` is what ended the work, and the answer what did, this among it."""
+        read_so_far = error is None or (self.writer.begun and not self.all_there)
+        if self.trace is None or not self.writer.rows or not read_so_far:
+            return error
+        return keep_trace(self.trace, self.chosen, self.writer, error)
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:
@@ -229,13 +268,14 @@ def _close(
     }
     record |= traced(writer.path, result.rows)
     close_session(record, result)
-    if isinstance(error, UserError) and not result.rows:
+    if isinstance(error, UserError) and not (writer.begun and result.rows):
         if writer.begun:
             with suppress(OSError):  # it promises rows, and not one could be written
                 writer.path.with_suffix(".json").unlink()
         return  # the message says it all
     if writer.rows or not writer.replaces:
         try:
+            writer.trim()  # of an older result, no more than the rows that the record counts
             write_json(writer.path.with_suffix(".json"), record)
         except UserError:
             if error is None:

@@ -14,13 +14,16 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.files import is_at, replace_file
+from sinkbench.results.folders import make_folder, remove_empty
 from sinkbench.results.rows import Damage, Rows, header_of, parse
 from sinkbench.results.traces import trace_of
+from sinkbench.signals import undisturbed
 
 if TYPE_CHECKING:
     from sinkbench.engines.step import Steps
 
 Value: TypeAlias = float | int | None
+TRIES = 100  # to open a file whose folder others make and remove
 
 
 def perplexity(mean_nll: float) -> float:
@@ -73,25 +76,27 @@ class RowWriter:
         self.nll_sum = 0.0
         self.not_finite = 0  # NLLs that are no numbers
         self.latencies: list[float] = []  # of rows that were taken up
-        self._file = _open(path, overwrite or resume)
+        self._file, self._made = _open(path, overwrite or resume)
         self._size = 0  # bytes of complete rows
         self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
         self.begun = False
 
     def begin(self) -> None:
-        """Give up an older result, unless it was taken up; to be called before the new one's record is in place.
+        """Give up an older result, or what follows the rows that were taken up of it; and the trace of fewer rows.
 
-        Its trace goes in any case.
+        To be called before the new record is in place.
         """
+        trace_of(self.path).unlink(missing_ok=True)
+        self.trim()
+
+    def trim(self) -> None:
+        """Give up an older result, or what follows the rows that were taken up of it."""
         self.begun = True
-        trace_of(self.path).unlink(missing_ok=True)  # of fewer rows
-        if not self.rows:
-            self._file.truncate(0)
-            self.replaces = False
+        self._file.truncate(self._size)
+        self.replaces = self.replaces and self.rows > 0
 
     def take_up(self, rows: Rows, nll_sum: float) -> None:
         """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
-        self._file.truncate(rows.size)
         self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
         self.not_finite = sum(not math.isfinite(nll) for nll in rows.frame["nll"])
         self.latencies = rows.frame["latency"].dropna().tolist()
@@ -173,10 +178,11 @@ class RowWriter:
         return self.nll_sum / self.rows if self.rows else math.nan
 
     def close(self) -> None:
-        """Close the file; one that never got a row is removed, unless it is an older result."""
+        """Close the file; one that never got a row goes, with the folders made for it, unless it is an older result."""
         if not self.rows and not self.replaces:
             with suppress(OSError):  # an empty file does no harm
                 self.path.unlink()
+            remove_empty(self._made)
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -192,12 +198,9 @@ def _cell(value: Value) -> str:
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 
-def _open(path: Path, replacing: bool) -> FileIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "ab", opener=_opened)  # unbuffered: a row is with the operating system once it is written
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+def _open(path: Path, replacing: bool) -> tuple[FileIO, list[Path]]:
+    """The file, locked, and the folders that were made for it."""
+    made, file = _found(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -205,13 +208,31 @@ def _open(path: Path, replacing: bool) -> FileIO:
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
     if not is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
         file.close()
-        return _open(path, replacing)
+        file, more = _open(path, replacing)
+        return file, made + more
     if file.tell() and not replacing:
         file.close()
         raise UserError(
             f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
         )
-    return file
+    return file, made
+
+
+def _found(path: Path) -> tuple[list[Path], FileIO]:
+    """The folders that were made for a file, and the file."""
+    for left in reversed(range(TRIES)):
+        made: list[Path] = []
+        try:
+            made = make_folder(path.parent)
+            return made, FileIO(
+                path, "ab", opener=_opened
+            )  # unbuffered: a row is with the operating system once it is written
+        except OSError as error:
+            remove_empty(made)
+            if left and isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+                continue  # another process had made the folder, and has just removed it
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    raise AssertionError
 
 
 def _opened(path: str, flags: int) -> int:
@@ -223,7 +244,9 @@ def _opened(path: str, flags: int) -> int:
     raise OSError("it is a pipe or a device, not a file")
 
 
+@undisturbed()
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
-    with _open(path, replacing=True):
+    file, _ = _open(path, replacing=True)
+    with file:
         replace_file(path, data, ready=lambda: trace_of(path).unlink(missing_ok=True))  # a trace of other rows

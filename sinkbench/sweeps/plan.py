@@ -18,6 +18,7 @@ from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.tracing import lacks_trace
+from sinkbench.signals import check
 from sinkbench.strategies.registry import chosen_by
 from sinkbench.validation import checked
 
@@ -67,6 +68,7 @@ def planned(
     shared = _Shared(find)
     plan = []
     for config in cells:
+        check()
         try:
             identity = shared.identity(config)
         except Exception:  # whatever it is: the cell meets it again, and fails alone
@@ -92,12 +94,12 @@ def _check_place(config: RunConfig, there: Sequence[tuple[str, RunResult]], devi
 
 
 class _Shared:
-    """Models and texts that several cells share, each looked for once; an error is raised each time."""
+    """Models and texts that several cells share, each looked for once."""
 
     def __init__(self, find: Callable[[ModelSource], Checkpoint]) -> None:
-        self.checkpoint = _once(find)
-        self.weights = _once(lambda source: weights_of(self.checkpoint(source)))
-        self.stream = _once(self._read)
+        self.checkpoint = once(find)
+        self.weights = once(lambda source: weights_of(self.checkpoint(source)))
+        self.stream = once(self._read)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         stream = self.stream((config.model, config.source, config.num_tokens))
@@ -108,7 +110,8 @@ class _Shared:
         return read_stream(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
 
 
-def _once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``work`` for cells that share what it works on: done once an argument; an error is raised each time."""
     known: dict[Any, Any] = {}
 
     def answer(argument: Any) -> Any:
@@ -131,6 +134,7 @@ def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
     """
     found: dict[str, list[tuple[str, RunResult]]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
+        check()
         csv = path.with_suffix(".csv")
         if not (path.is_file() and csv.is_file()):  # a pipe would be waited for
             continue

@@ -248,7 +248,7 @@ def test_each_of_several_models_has_a_shape_of_its_own_or_that_of_its_configurat
     sizes += "head_dim = 8\nvocab_size = 5\n"
     golden = GOLDEN / "llama"
     experiments = reading(f'model_name_or_path = ["org/a", "{golden}"]\n[shape."org/a"]\n{sizes}')
-    shapes = [experiments.shape(cell) for cell in experiments.cells()]
+    shapes = [experiments.shape(cell.model) for cell in experiments.cells()]
     assert shapes[0].parameters == 9
     assert shapes[1] == read_sizes(locate(ModelSource(str(golden))))
 

@@ -14,6 +14,7 @@ from sinkbench.runs.key import weights_of
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
+from sinkbench.signals import check
 
 
 def devices() -> set[str]:
@@ -59,6 +60,7 @@ def launch(
     """
     shelf = Shelf()
     for index, options in enumerate(cells):
+        check()
         started(index)
         result = _tried(
             options, retries, partial(run, watch=partial(watch, index), load=shelf.load, note=note, find=find), shelf
@@ -71,6 +73,7 @@ def launch(
 def _tried(options: RunConfig, retries: int, carried_out: Callable[[RunConfig], RunResult], shelf: Shelf) -> RunResult:
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
+        check()
         try:
             result = carried_out(options)
         except Exception as error:
