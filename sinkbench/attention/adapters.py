@@ -37,16 +37,17 @@ def _gptj(module: Any, attend: Attend) -> dict[str, Callable]:
 
 
 def _falcon_heads(module: Any, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values ``(B, n, H, D)``, without the indices of Falcon's own that no graph can capture."""
+    """Queries ``(B, n, H, D)``, keys and values ``(B, n, Hkv, D)``.
+
+    Without the indices of Falcon's own that no graph can capture, and without its copies of a group's keys.
+    """
     if not module.new_decoder_architecture and not module.multi_query:
         return module._split_heads(fused)
     if not module.new_decoder_architecture:
         heads = fused.unflatten(-1, (module.num_heads + 2, module.head_dim))
         return heads[..., :-2, :], heads[..., -2:-1, :], heads[..., -1:, :]
     groups = fused.unflatten(-1, (-1, module.num_heads // module.num_kv_heads + 2, module.head_dim))
-    query = groups[..., :-2, :]
-    key, value = (x.expand_as(query).flatten(2, 3) for x in (groups[..., -2:-1, :], groups[..., -1:, :]))
-    return query.flatten(2, 3), key, value
+    return groups[..., :-2, :].flatten(2, 3), groups[..., -2, :], groups[..., -1, :]
 
 
 def _falcon(module: Any, attend: Attend) -> dict[str, Callable]:

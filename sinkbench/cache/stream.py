@@ -4,6 +4,7 @@ Positions are kept small: when the next would pass the reach, all keys are moved
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.strip import StripLayer, compaction_interval
 from sinkbench.cache.trace import Trace
+from sinkbench.models.sizes import copies_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.families import family_of
 from sinkbench.positions.reach import Reach
@@ -41,6 +43,7 @@ class StreamCache(Cache):
         ropes: Sequence[Rope | None] = read_positions(model) if bounded else [None] * len(plan.layers)
         self.position = 0  # of the next token
         self.seen = 0  # tokens fed
+        self.copies = copies_of(model.config)
         super().__init__(layers=_layers(model, plan, ropes))
         self.device, self.itemsize = model.device, model.dtype.itemsize
         spare = [compaction_interval(layer.policy) for layer in plan.kept if layer.policy.window is not None]
@@ -52,6 +55,17 @@ class StreamCache(Cache):
             if isinstance(layer, StripLayer) and layer.rope and layer.rope.limit and self.reach.anew:
                 layer.keys_unrotated = True
         self.needs_attention = _needs_attention(model, plan)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As ``Cache.update``. Of keys and values that the model has copied, one is kept, and copies are answered."""
+        layer = self.plan.layers[layer_idx]
+        if self.copies == 1 or layer is None or key_states.shape[1] == layer.sizes.kv_heads:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        one = key_states[:, :: self.copies], value_states[:, :: self.copies]
+        keys, values = super().update(*one, layer_idx, *args, **kwargs)
+        return keys.repeat_interleave(self.copies, dim=1), values.repeat_interleave(self.copies, dim=1)
 
     def advance(self, n: int) -> Tensor:
         """The positions at which the next ``n`` tokens are to be fed, shape ``(1, n)``, int64."""

@@ -149,9 +149,21 @@ def head_dim_of(config: Any) -> int:
 
 def kv_heads_of(config: Any) -> int:
     """Heads of keys and values in a layer of a model of this configuration."""
-    if config.model_type == "falcon" and not config.new_decoder_architecture:
+    if config.model_type == "falcon":
+        if config.new_decoder_architecture:
+            return config.num_kv_heads
         return 1 if config.multi_query else config.num_attention_heads
     return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def copies_of(config: Any) -> int:
+    """How often the attention of such a model hands each of its keys to the cache, in heads that follow one another.
+
+    Falcon's grouped attention copies a group's key and value for each of its queries before a cache sees them.
+    """
+    config = config.get_text_config(decoder=True)
+    grouped = config.model_type == "falcon" and config.new_decoder_architecture
+    return config.num_attention_heads // config.num_kv_heads if grouped else 1
 
 
 def _active_parameters(model: "PreTrainedModel", config: Any) -> int:

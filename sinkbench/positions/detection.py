@@ -181,7 +181,9 @@ def _rope(module: nn.Module, layer_type: str | None, inv_freq: Tensor) -> Rope:
     named = {"layer_type": layer_type} if layer_type else {}
 
     def rescale(length: int) -> Tensor:
-        return make(config, inv_freq.device, seq_len=length, **named)[0]
+        # the model's own arithmetic: dynamic NTK counts positions in a tensor, and float32 rounds what follows
+        seen = torch.tensor(length, device=inv_freq.device) if "dynamic" in kind else length
+        return make(config, inv_freq.device, seq_len=seen, **named)[0]
 
     original = getattr(module, f"{layer_type}_original_inv_freq" if layer_type else "original_inv_freq")
     return Rope(original.to(inv_freq.device).double(), limit=limit, rescale=rescale)

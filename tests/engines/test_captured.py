@@ -13,7 +13,10 @@ from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.stepwise import Stepwise
 
 WINDOW, SINKS = 24, 4
-MODELS = {name: tiny.STREAMABLE[name] for name in ("llama", "qwen3", "gpt_neox", "gptj", "cohere", "gemma3", "llama3")}
+MODELS = {
+    name: tiny.STREAMABLE[name]
+    for name in ("llama", "qwen3", "gpt_neox", "gptj", "falcon-grouped", "cohere", "gemma3", "llama3")
+}
 MODELS["mistral-sliding"] = partial(tiny.build, "mistral", sliding_window=8, **tiny.GROUPED)
 STRATEGIES = {
     "attention_sinks": {},

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.stream import StreamCache
-from sinkbench.engines.forward import feed
+from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
@@ -283,6 +284,19 @@ def test_memory_is_constant_once_the_window_is_full(family: str, strategy: str) 
     if family != "gemma3":
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         assert held == 2 * 4 * WINDOW * heads * 16 * config.num_hidden_layers
+
+
+@pytest.mark.parametrize("strategy", ["transformers", "attention_sinks", "h2o"])
+def test_of_a_group_of_falcon_which_copies_its_keys_for_each_query_one_is_kept(strategy: str) -> None:
+    model, stream = shared("falcon-grouped"), tiny.tokens(40)
+    plan = tiny.plan(model, strategy, WINDOW, SINKS)
+    begun = prefilled(model, plan, stream[:25])
+    with torch.inference_mode(), one_by_one(model, begun, 40):
+        for token in stream[25:]:
+            feed(model, begun, token[None])
+    held = 40 if strategy == "transformers" else WINDOW
+    assert {layer.keys.shape[1] for layer in begun.kept} == {2}
+    assert begun.nbytes == 2 * 4 * held * 2 * 16 * 2  # keys and values, float32, entries, heads, features, layers
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

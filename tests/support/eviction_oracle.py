@@ -14,7 +14,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from oracle import Rotations
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -251,62 +250,6 @@ def scored(model: PreTrainedModel, stream: Tensor, settings: Settings) -> Answer
             out = model(
                 stream[None, t : t + 1], past_key_values=cache, position_ids=torch.tensor([[t]]), use_cache=True
             )
-            nll.append(-out.logits[0, -1].double().log_softmax(0)[stream[t + 1]])
-    answer.nll = torch.stack(nll)
-    return answer
-
-
-class Answering(Layer):
-    """A layer that answers with the alive keys, for a model's own attention, whose weights come after the step."""
-
-    def __init__(self, number: int, settings: Settings, rotations: Rotations, answer: Answer) -> None:
-        super().__init__(number, settings, None, answer)
-        self.rotations = rotations
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        super().update(key_states, value_states)
-        rotate, self.rotations.latest = self.rotations.latest, None
-        heads = []
-        for head, alive in enumerate(self.alive):
-            keys = torch.stack([self.keys[token][head] for token in alive])[None, None]
-            places = alive if self.settings.positions == "text" else list(range(len(alive)))
-            heads.append(keys if rotate is None else rotate(keys, torch.tensor(places)))
-        self.met = torch.cat(heads, dim=1)
-        values = [torch.stack([self.values[token][head] for token in alive]) for head, alive in enumerate(self.alive)]
-        return self.met, torch.stack(values)[None]
-
-    def choose(self, weights: Tensor) -> None:
-        """After a step in which the queries gave these weights, ``(H, n)``."""
-        groups = weights.view(len(self.alive), -1, weights.shape[-1])
-        heads = [
-            Seen(list(alive), self.met[0, head], self.met[0, head], groups[head], self.memory[head], self.number, head)
-            for head, alive in enumerate(self.alive)
-        ]
-        for head, scores in enumerate(self.settings.score(heads)):
-            self._evict(head, scores)
-
-    def get_seq_length(self) -> int:
-        return min(len(self.keys), self.settings.window)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
-
-
-def scored_by_own_attention(model: PreTrainedModel, stream: Tensor, settings: Settings) -> Answer:
-    """As :func:`scored`, by the attention of an eager ``model`` itself, which must answer with its weights.
-
-    ALiBi terms are those that the model adds to so many entries: positions must be ``cache``.
-    """
-    answer, rotations, nll = Answer(), Rotations(model), []
-    layers = [Answering(i, settings, rotations, answer) for i in range(model.config.num_hidden_layers)]
-    cache, takes_places = Cache(layers=layers), model.config.model_type not in ("bloom", "mpt")
-    with torch.inference_mode(), rotations.caught():
-        for t in range(len(stream) - 1):
-            place = t if settings.positions == "text" else min(t, settings.window)
-            places = {"position_ids": torch.tensor([[place]])} if takes_places else {}
-            out = model(stream[None, t : t + 1], past_key_values=cache, output_attentions=True, **places)
-            for layer, weights in zip(layers, out.attentions, strict=True):
-                layer.choose(weights[0, :, 0])
             nll.append(-out.logits[0, -1].double().log_softmax(0)[stream[t + 1]])
     answer.nll = torch.stack(nll)
     return answer

@@ -84,7 +84,9 @@ def test_dense_memory_grows_in_blocks_and_a_window_does_not() -> None:
 
 
 @pytest.mark.parametrize("experiment", ["transformers", "windowed", "attention_sinks"])
-@pytest.mark.parametrize("family", ["llama", "falcon", "gptj", "mistral", "gemma3", "gpt_oss", "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["llama", "falcon", "falcon-grouped", "gptj", "mistral", "gemma3", "gpt_oss", "gemma2"]
+)
 def test_layers_keep_what_the_cache_keeps(family: str, experiment: str) -> None:
     model = STREAMABLE[family]()
     cache = StreamCache(model, plan(model, experiment, 16))
