@@ -319,6 +319,31 @@ def test_within_the_first_moments_the_process_ends_at_once_and_silently(number, 
         assert process.ended()[:2] == (128 + number, "")
 
 
+@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("left", ["atexit.register(strike)", "threading.Thread(target=lambda: time.sleep(30)).start()"])
+def test_so_it_does_when_the_work_is_done_and_the_interpreter_takes_its_leave(number, left):
+    """While it calls what libraries have registered, and while it waits for their threads."""
+    program = f"""
+import atexit, os, threading, time
+import sinkbench.__main__, sinkbench.cli
+
+def strike():
+    os.kill(os.getpid(), {int(number)})
+
+def command():
+    print("done")
+    {left}
+    threading.Timer(0.3, strike).start()
+
+sinkbench.cli.main = command
+sinkbench.__main__.main()
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    line = [sys.executable, "-c", program]
+    ended = subprocess.run(line, capture_output=True, text=True, timeout=20, check=False, env=env)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "done\n", "")
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("round_", range(10))
 @pytest.mark.parametrize("command", ["run", "sweep", "generate", "report"])
