@@ -18,6 +18,7 @@ from sinkbench.cli.status import interruptible
 from sinkbench.cli.strategies import strategies
 from sinkbench.cli.sweep import sweep
 from sinkbench.errors import UserError
+from sinkbench.validation import writable
 
 # options that take several values after one flag
 MANY_VALUES = {
@@ -107,6 +108,6 @@ def _check_encoding(arguments: Iterable[str]) -> None:
     """Refuse arguments that are no text: no file that says what they were could be written in UTF-8."""
     for argument in arguments:
         try:
-            argument.encode()
-        except UnicodeEncodeError as error:
+            writable(argument)
+        except ValueError as error:
             raise UserError(f"{argument!r} is not UTF-8: give names and texts in that encoding") from error

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sinkbench.cli.options import place
 from sinkbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="CSV files of runs, or folders of them.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=place, metavar="RUN...", help="CSV files of runs, or folders of them.")
+    ],
     baseline: Annotated[
         str | None,
         typer.Option(

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sinkbench.cli.options import place
 from sinkbench.errors import UserError
 from sinkbench.results.columns import features_of
+from sinkbench.validation import MOST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def plot(
     output_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the CSVs that sinkbench run wrote.")
+        Path, typer.Option(parser=place, metavar="DIR", help="Folder of the CSVs that sinkbench run wrote.")
     ] = Path("results"),
     features: Annotated[
         list[str],
@@ -29,11 +31,16 @@ def plot(
         float, typer.Option(metavar="X", help="Highest log perplexity shown; 0 for no limit.")
     ] = 5.0,
     skip_first: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first.")
+        int,
+        typer.Option(
+            min=0, max=MOST, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first."
+        ),
     ] = 100,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .png, .svg or .pdf; by default named by the features, in the folder."),
+        typer.Option(
+            parser=place, metavar="FILE", help="A .png, .svg or .pdf; by default named by the features, in the folder."
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:

@@ -5,15 +5,18 @@ from typing import Annotated
 
 import typer
 
+from sinkbench.cli.options import place
+
 
 def report(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="DIR...", help="Folders that sinkbench wrote; those below count too."),
+        typer.Argument(parser=place, metavar="DIR...", help="Folders that sinkbench wrote; those below count too."),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="A .html (Markdown is written beside it) or .md; by default report.html in the first folder.",
         ),

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_json
 from sinkbench.models.checkpoints import check_complete
 from sinkbench.models.silence import silent
 
@@ -71,7 +72,7 @@ def check_whole(path: Path) -> None:
 
 def _intact(folder: Path) -> bool:
     try:
-        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        sums = read_json(folder / SUMS)
         return bool(sums) and all(digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False

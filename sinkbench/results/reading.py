@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_bytes
 from sinkbench.results.columns import SEED_COLUMNS, known_columns
 from sinkbench.results.record import read_record
 from sinkbench.results.rows import Damage, header_of, parse
@@ -58,7 +59,7 @@ def read_csv(path: Path) -> "pd.DataFrame":
         UserError: one line that says what is wrong with the file, and where.
     """
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:

@@ -1,6 +1,5 @@
 """A run taken up where it was broken off: its rows are checked against the stream, and its record goes on."""
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_json
 from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.writer import RowWriter, complete_rows
@@ -94,7 +94,7 @@ def close_session(record: dict[str, Any], result: RunResult) -> None:
 def _record(csv: Path) -> dict[str, Any]:
     path = csv.with_suffix(".json")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except FileNotFoundError as error:
         raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {BEGIN_ANEW}") from error
     except (OSError, ValueError) as error:

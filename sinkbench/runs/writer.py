@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
+from sinkbench.files import check_file, read_bytes
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.rows import Damage, Rows, header_of, parse
 
@@ -32,7 +33,7 @@ def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
         UserError: it cannot be read, has other columns, or is damaged before its last row.
     """
     try:
-        return rows_of(path.read_bytes(), columns, path)
+        return rows_of(read_bytes(path), columns, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -176,6 +177,8 @@ def _cell(value: Value) -> str:
 def _open(path: Path, replacing: bool) -> FileIO:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            check_file(path)
         file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error

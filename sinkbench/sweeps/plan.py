@@ -1,6 +1,5 @@
 """A sweep: the cells of an experiment file, known by what determines their results, carried out and on record."""
 
-import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from sinkbench.config import ModelSource, RunConfig, Source
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
+from sinkbench.files import read_json
 from sinkbench.models.loading import Checkpoint, load_tokenizer, locate
 from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
@@ -122,7 +122,7 @@ def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
     found: dict[str, list[tuple[str, RunResult]]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and record.get("exit_reason") in RESULTS and isinstance(record.get("key"), str):

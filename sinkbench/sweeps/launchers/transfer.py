@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
+from sinkbench.files import parse_json, read_json
 from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.runs.record import write_json
 from sinkbench.runs.result import RunResult
@@ -145,7 +145,7 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     if checksum(transfer.rows, transfer.record) != transfer.sha256:
         raise UserError(f"{where} is damaged: its SHA-256 does not fit")
     try:
-        record = json.loads(transfer.record)
+        record = parse_json(transfer.record)
         said = record["rows"], record["key"]
         rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
         right = len(rows) == 0 or (
@@ -160,6 +160,6 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
 
 def _key_in(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("key")
+        return read_json(path).get("key")
     except (OSError, ValueError, AttributeError):
         return None
