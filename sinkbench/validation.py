@@ -33,8 +33,24 @@ def one_of(names: Iterable[str]) -> WrapValidator:
     return _must(f"one of {', '.join(names)}", names)
 
 
-MOST = 10**9
-LONGEST = 2**63 - 1
+MOST = 10**9  # tokens: more than any stream has, and few enough to be reckoned with
+LONGEST = 2**63 - 1  # an integer that all libraries take
+
+
+def _at_most(bound: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if value > bound:
+            raise PydanticCustomError("most", "must be at most {bound}", {"bound": f"{bound:,}"})
+        return value
+
+    return AfterValidator(check)
+
+
+def _checked_text(text: str) -> str:
+    try:
+        return writable(text)
+    except ValueError as error:
+        raise PydanticCustomError("text", "must be text in UTF-8, without NUL") from error
 
 
 def writable(value: Any) -> Any:
@@ -65,20 +81,20 @@ Model = TypeVar("Model", bound=BaseModel)
 Axis = Annotated[list[T], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
-Count = Annotated[int, Field(ge=1, le=LONGEST), _must("an integer of at least 1, of 64 bits")]
+Count = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(LONGEST)]
 
 
-Whole = Annotated[int, Field(ge=0, le=LONGEST), _must("an integer of at least 0, of 64 bits")]
+Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(LONGEST)]
 
 
-# Numbers of tokens, rows and entries: more than any stream has, and few enough to be reckoned with.
-Size = Annotated[int, Field(ge=1, le=MOST), _must(f"an integer of at least 1, and at most {MOST:,}")]
+# Numbers of tokens, rows and entries.
+Size = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(MOST)]
 
 
-SizeOrZero = Annotated[int, Field(ge=0, le=MOST), _must(f"an integer of at least 0, and at most {MOST:,}")]
+SizeOrZero = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(MOST)]
 
 
-Text = Annotated[str, Field(min_length=1), AfterValidator(writable), _must("a text that is not empty, in UTF-8")]
+Text = Annotated[str, Field(min_length=1), _must("a text that is not empty"), AfterValidator(_checked_text)]
 
 
 def _computing(name: str) -> str:

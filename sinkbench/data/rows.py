@@ -1,11 +1,14 @@
 """Text to tokens: datasets of any origin, read as one stream."""
 
+import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sinkbench.config import Source
 from sinkbench.errors import UserError
+from sinkbench.files import is_special
 from sinkbench.models import embedded, hub
 from sinkbench.models.silence import quiet
 
@@ -17,6 +20,7 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
     path = Path(source.name).expanduser()
+    _check_place(path)
     if path.is_file():
         builder = BUILDERS.get(path.suffix.lower())
         if builder is None:
@@ -24,12 +28,23 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
         options = {"sample_by": "document"} if builder == "text" else {}
-        return _load(source, builder, data_files=str(path), split="train", **options), None
+        return _load(source, builder, data_files=glob.escape(str(path)), split="train", **options), None
     if path.is_dir():
         return _load_folder(source, path), None
     if path.is_absolute() or source.name.startswith((".", "~")) or path.suffix.lower() in BUILDERS:
         raise UserError(f"no file or folder {source.name!r} to read a dataset from")
     return _load_from_hub(source)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what `datasets` would wait for, or would read something else by the name of."""
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
+    special = next(filter(is_special, files), None)
+    if special is not None:
+        raise UserError(f"cannot read {special}: it is a pipe, a socket or a device, and no file")
+    patterns = "*?[" if path.is_dir() else ""
+    if path.exists() and ("::" in str(path) or any(character in str(path) for character in patterns)):
+        raise UserError(f"cannot read a dataset from {str(path)!r}: it is taken for a pattern, rename it or its folder")
 
 
 def _load_from_hub(source: Source) -> tuple[Iterator[dict], str]:
