@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 
+DEEP = 500  # levels that whatever reads JSON can bear
+
+
 def check_file(path: Path) -> None:
     """Refuse what is there and no file: a named pipe would be waited for, a device may never end.
 
@@ -81,6 +84,20 @@ def parse_json(data: bytes) -> Any:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     return found
+
+
+def is_too_deep(data: bytes) -> bool:
+    """Whether JSON, or a line of it, nests lists and tables too deeply to be read."""
+    if data.count(b"[") + data.count(b"{") < DEEP:
+        return False
+    try:
+        json.loads(data)
+    except RecursionError:
+        return True
+    except ValueError:  # of several lines, or none at all
+        lines = data.splitlines()
+        return len(lines) > 1 and any(map(is_too_deep, lines))
+    return False
 
 
 def _integer(digits: str) -> int:

@@ -14,6 +14,8 @@ from sinkbench.errors import UserError
 MENDABLE = 2  # what the user can mend
 CLOSED = 1  # whoever read the output has gone, as after `| head`
 FULL = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT)  # what writing to a stream may raise
+# what the system may say of any name, wherever it is looked at
+OF_FILES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EROFS, *FULL)
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h: a fault of the program
 
 
@@ -48,6 +50,8 @@ def explained(debug: bool) -> Iterator[None]:
         if hasattr(error, "format_message"):
             message = error.format_message().replace("Value error, ", "").rstrip(".")
             _fail(f"{message} (see sinkbench --help)")
+        if isinstance(error, OSError) and error.filename is not None and error.errno in OF_FILES:
+            _fail(f"{shortened(error.filename)}: {error.strerror}: give another name, or mend what is there")
         if _is_out_of_memory(error):
             _fail(f"there is not enough memory for this ({error or 'MemoryError'}): give smaller sizes")
         kind, text = type(error).__name__, shortened(error)
@@ -102,7 +106,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-def shortened(error: BaseException, length: int = 300) -> str:
+def shortened(error: object, length: int = 300) -> str:
     """The text of an error in one line of at most ``length`` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= length else text[: length - 3] + "..."

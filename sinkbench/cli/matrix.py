@@ -22,7 +22,8 @@ from sinkbench.sweeps.plan import Cell
 
 def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
     """Print the matrix with an estimate of memory and time each, and of the whole."""
-    table = Table(title=f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}", caption_justify="left")
+    title = f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}"
+    table = Table(title=Text(title, style="table.title"), caption_justify="left")
     for column in ("run", "model", "dtype"):
         table.add_column(column, overflow="fold")
     for column in ("tokens", "memory", "time"):
@@ -46,9 +47,8 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
         table.add_row(Text(name), model, cell.dtype, f"{cell.num_tokens:,}", memory, length)
     console = Console()
     console.print(table)
-    console.print(
-        f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
-    )
+    about = f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
+    console.print(Text(about))
     for note in notes.values():
         console.print(Text(f"note: {note}"))
 
@@ -119,7 +119,7 @@ class Board:
             self.live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        table = Table(title=self.folder)
+        table = Table(title=Text(self.folder, style="table.title"))
         table.add_column("run", overflow="fold")
         for column in ("tokens", "perplexity", "ms"):
             table.add_column(column, justify="right", no_wrap=True)

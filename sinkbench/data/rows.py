@@ -8,10 +8,11 @@ from pathlib import Path
 
 from sinkbench.config import Source
 from sinkbench.errors import UserError
-from sinkbench.files import is_special
+from sinkbench.files import is_special, is_too_deep
 from sinkbench.models import embedded, hub
 from sinkbench.models.silence import quiet
 
+READ_FIRST = 10 * 2**20  # bytes
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -27,6 +28,8 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
             raise UserError(f"cannot read {path}: a dataset file ends in {', '.join(sorted(BUILDERS))}")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
+        if builder == "json":
+            _check_depth(path)
         options = {"sample_by": "document"} if builder == "text" else {}
         return _load(source, builder, data_files=glob.escape(str(path)), split="train", **options), None
     if path.is_dir():
@@ -45,6 +48,13 @@ def _check_place(path: Path) -> None:
     patterns = "*?[" if path.is_dir() else ""
     if path.exists() and ("::" in str(path) or any(character in str(path) for character in patterns)):
         raise UserError(f"cannot read a dataset from {str(path)!r}: it is taken for a pattern, rename it or its folder")
+
+
+def _check_depth(path: Path) -> None:
+    """Refuse nesting over which the reader of `datasets` would end the process, as far as it reads at first."""
+    with path.open("rb") as file:
+        if is_too_deep(file.read(READ_FIRST) + file.readline()):
+            raise UserError(f"cannot read {path}: it is nested too deeply")
 
 
 def _load_from_hub(source: Source) -> tuple[Iterator[dict], str]:

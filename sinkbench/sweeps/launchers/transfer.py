@@ -147,6 +147,7 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     try:
         record = parse_json(transfer.record)
         said = record["rows"], record["key"]
+        _check_kinds(record)
         rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
         right = len(rows) == 0 or (
             np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
@@ -156,6 +157,13 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     if not right or len(rows) != said[0]:
         raise UserError(f"{where} is not whole: {len(rows)} rows where its record says {said[0]}")
     return record
+
+
+def _check_kinds(record: dict[str, Any]) -> None:
+    """Refuse a record that no run wrote, whatever its checksum."""
+    tables = [*record["sessions"], *(record[about] for about in ("model", "dataset") if about in record)]
+    if not all(isinstance(table, dict) for table in tables) or not isinstance(record["key"], str):
+        raise ValueError("its record is none of a run")
 
 
 def _key_in(path: Path) -> str | None:
