@@ -6,13 +6,14 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, currently_in_test_context, given, note, settings
 from hypothesis import strategies as st
 
 from sinkbench.cli import main
@@ -54,12 +55,16 @@ class Answer:
 def command(*arguments: Any, typed: str = "") -> Answer:
     """Carry out a command line in this process, with ``typed`` on its standard input; it must answer as promised.
 
-    That is: no traceback, a known status, and, where it refuses, one line and no more.
+    That is: no traceback, no warning of a library's, a known status, and, where it refuses, one line and no more.
     """
     line = [str(argument) for argument in arguments]
-    note(f"sinkbench {line}")
+    if currently_in_test_context():
+        note(f"sinkbench {line}")
     out, error, status, cause = _stream(), _stream(), 0, None
-    with _standard(out, error, _stream(typed)), _in_time():
+    with _standard(out, error, _stream(typed)), _in_time(), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("ignore")
+        for kind in (RuntimeWarning, UserWarning):
+            warnings.simplefilter("always", kind)
         try:
             main(line)
         except SystemExit as stop:
@@ -70,6 +75,7 @@ def command(*arguments: Any, typed: str = "") -> Answer:
     why = "".join(traceback.format_exception(cause)) if cause else ""
     assert status in STATUSES, f"sinkbench {line} ended with {status}: {said[1]}\n{why}"
     assert "Traceback" not in said[1], said[1]
+    assert not warned, f"sinkbench {line}: {warned[0]}"
     if status == 2:
         lines = [x for x in said[1].splitlines() if x.startswith("sinkbench: ")]
         assert len(said[1].splitlines()) == len(lines) == 1, f"sinkbench {line}: {said[1]!r}\n{why}"
