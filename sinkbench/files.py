@@ -10,7 +10,6 @@ import stat
 from pathlib import Path
 from typing import Any
 
-
 DEEP = 500  # levels that whatever reads JSON can bear
 
 

@@ -1,5 +1,6 @@
 """``sinkbench plot``: the figure of all runs in a folder."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,8 +46,12 @@ def plot(
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:
     """Draw the results in a folder: perplexity, memory and latency over the input length."""
+    import numpy as np
+
     from sinkbench.results import figures
     from sinkbench.results.reading import read_runs
+
+    warnings.filterwarnings("ignore", "Glyph")  # of a title or a name that the font has not: it shows as a box
 
     features = figures.checked(features)
     path = output or output_dir / f"{'_'.join(features)}.png"
@@ -54,7 +59,8 @@ def plot(
     runs = read_runs(output_dir)
     results = {name: run.frame for name, run in runs.items()}
     strategies = {name: run.strategy for name, run in runs.items()}
-    figure = figures.draw(results, features, title, log_perplexity_limit, skip_first, strategies)
+    with np.errstate(all="ignore"):  # what is no number is not drawn
+        figure = figures.draw(results, features, title, log_perplexity_limit, skip_first, strategies)
     for note in figures.left_out(results, features, skip_first):
         typer.echo(f"note: {note}", err=True)
     figures.save(figure, path)

@@ -26,7 +26,11 @@ def report(
 
     Each folder that holds runs gets a section of its own. The page needs no network.
     """
+    import numpy as np
+
     from sinkbench.results.report.writing import write_report
 
-    for path in write_report(folders, output):
+    with np.errstate(all="ignore"):  # what is no number shows as such
+        written = write_report(folders, output)
+    for path in written:
         typer.echo(f"saved {path}")
