@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MARK = b"\xef\xbb\xbf"  # what some editors put before UTF-8
 PERPLEXITIES = ("ppl", "overall_ppl")  # whose logarithms are taken
 LONGEST = 10**9  # tokens
-LARGEST = 1e30  # of any other measure: sums and squares of it are numbers still
+LARGEST = 1e150  # of any other measure: sums and squares of it are numbers still
 BREAK, COMMA = ord("\n"), ord(",")
 
 
