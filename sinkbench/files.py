@@ -10,6 +10,9 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from sinkbench.errors import UserError
+
+SPECIAL = "it is a pipe, a socket or a device, and no file"
 DEEP = 500  # levels that whatever reads JSON can bear
 
 
@@ -23,7 +26,17 @@ def check_file(path: Path) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", str(path))
+        raise OSError(errno.EINVAL, SPECIAL, str(path))
+
+
+def check_output(path: Path) -> None:
+    """Refuse to write to what is no file: writing to a pipe would wait for a reader.
+
+    Raises:
+        UserError: it is a pipe, a socket or a device.
+    """
+    if is_special(path):
+        raise UserError(f"cannot write {path}: {SPECIAL}; give another --output")
 
 
 def is_special(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import TextIO
 
 import typer
 
-from sinkbench.errors import UserError
+from sinkbench.errors import UserError, out_of_memory
 
 MENDABLE = 2  # what the user can mend
 CLOSED = 1  # whoever read the output has gone, as after `| head`
@@ -52,8 +52,9 @@ def explained(debug: bool) -> Iterator[None]:
             _fail(f"{message} (see sinkbench --help)")
         if isinstance(error, OSError) and error.filename is not None and error.errno in OF_FILES:
             _fail(f"{shortened(error.filename)}: {error.strerror}: give another name, or mend what is there")
-        if _is_out_of_memory(error):
-            _fail(f"there is not enough memory for this ({error or 'MemoryError'}): give smaller sizes")
+        starved = out_of_memory(error)
+        if starved is not None:
+            _fail(str(starved))
         kind, text = type(error).__name__, shortened(error)
         _fail(
             f"unexpected {kind}{f': {text}' if text else ''}; this is a fault of sinkbench, please report it with "
@@ -100,10 +101,6 @@ def _discard_output() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def shortened(error: object, length: int = 300) -> str:

@@ -13,6 +13,7 @@ from rich.table import Table
 from sinkbench.cli.options import place
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
+from sinkbench.files import check_output
 from sinkbench.validation import MOST
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def speed(
     """Time the seed's loop and both engines; print them beside the floors of this device."""
     if output is not None and output.suffix not in (".json", ".md"):
         raise UserError(f"cannot write {output}: give a .json or .md file")
+    for path in (output.with_suffix(".json"), output.with_suffix(".md")) if output else ():
+        check_output(path)
     if dtype not in DTYPES:
         raise UserError(f"--dtype must be one of {', '.join(DTYPES)} (got {dtype})")
     if not model_name_or_path:

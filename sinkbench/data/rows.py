@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sinkbench.config import Source
 from sinkbench.errors import UserError
-from sinkbench.files import is_special, is_too_deep
+from sinkbench.files import SPECIAL, is_special, is_too_deep
 from sinkbench.models import embedded, hub
 from sinkbench.models.silence import quiet
 
@@ -44,7 +44,7 @@ def _check_place(path: Path) -> None:
     files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
     special = next(filter(is_special, files), None)
     if special is not None:
-        raise UserError(f"cannot read {special}: it is a pipe, a socket or a device, and no file")
+        raise UserError(f"cannot read {special}: {SPECIAL}")
     patterns = "*?[" if path.is_dir() else ""
     if path.exists() and ("::" in str(path) or any(character in str(path) for character in patterns)):
         raise UserError(f"cannot read a dataset from {str(path)!r}: it is taken for a pattern, rename it or its folder")

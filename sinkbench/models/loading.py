@@ -23,7 +23,7 @@ from transformers import (
 
 from sinkbench.config import ModelSource
 from sinkbench.errors import UserError
-from sinkbench.files import is_special, read_json
+from sinkbench.files import SPECIAL, is_special, read_json
 from sinkbench.models import embedded, hub
 from sinkbench.models.checkpoints import check_complete, check_config, check_finite, refuse_pickles
 from sinkbench.models.gguf import unpacked
@@ -77,7 +77,7 @@ def _arguments(source: ModelSource) -> dict[str, Any]:
             raise UserError(f"no such file: {path}")
         return unpacked(path)
     if is_special(path):
-        raise UserError(f"cannot read {path}: it is a pipe, a socket or a device, and no file")
+        raise UserError(f"cannot read {path}: {SPECIAL}")
     if source.random_weights and path.suffix == ".json" and path.is_file():
         return {"pretrained_model_name_or_path": str(path)}
     if path.is_dir():
@@ -96,7 +96,7 @@ def _check_files(folder: Path) -> None:
     """Refuse what loading would wait for: whatever in ``folder``, or named by its index, is no file."""
     special = next((entry for entry in [*folder.iterdir(), *_shards(folder)] if is_special(entry)), None)
     if special is not None:
-        raise UserError(f"cannot read {special}: it is a pipe, a socket or a device, and no file")
+        raise UserError(f"cannot read {special}: {SPECIAL}")
 
 
 def _shards(folder: Path) -> set[Path]:

@@ -67,6 +67,8 @@ def read_csv(path: Path) -> "pd.DataFrame":
         missing = [name for name in SEED_COLUMNS if name not in header]
         if header and missing:
             raise UserError(f"{path} is not a result: it has no column {', '.join(missing)}; move it out of the folder")
+        if not header and b"\n" in data:
+            raise UserError(f"{path} is not a result: its first line is empty; move it out of the folder")
         rows = parse(data, known_columns())
     except Damage as error:
         comma = ", " if error.line else " "

@@ -16,7 +16,7 @@ from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
-from sinkbench.errors import UserError
+from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.runs.key import fingerprint, identified, weights_of
@@ -79,7 +79,7 @@ def run(
                 steps = engine.run(plan, stream.tokens, writer.rows)
                 _write(steps, stream.tokens, writer, result, watch, record)
         except BaseException as caught:
-            error = caught
+            error = out_of_memory(caught) or caught
         _close(record, result, writer, error, reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
