@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
         if builder == "json":
-            _check_depth(path)
+            _check_beginning(path)
         options = {"sample_by": "document"} if builder == "text" else {}
         return _load(source, builder, data_files=glob.escape(str(path)), split="train", **options), None
     if path.is_dir():
@@ -50,11 +51,14 @@ def _check_place(path: Path) -> None:
         raise UserError(f"cannot read a dataset from {str(path)!r}: it is taken for a pattern, rename it or its folder")
 
 
-def _check_depth(path: Path) -> None:
-    """Refuse nesting over which the reader of `datasets` would end the process, as far as it reads at first."""
+def _check_beginning(path: Path) -> None:
+    """Refuse, as far as `datasets` reads at first, what ends the process within pyarrow 26: deep nesting, null."""
     with path.open("rb") as file:
-        if is_too_deep(file.read(READ_FIRST) + file.readline()):
-            raise UserError(f"cannot read {path}: it is nested too deeply")
+        data = file.read(READ_FIRST) + file.readline()
+    if re.match(rb"(\xef\xbb\xbf)?[\s[]*null", data):
+        raise UserError(f"cannot read {path}: its first row is null, not a table of columns")
+    if is_too_deep(data):
+        raise UserError(f"cannot read {path}: it is nested too deeply")
 
 
 def _load_from_hub(source: Source) -> tuple[Iterator[dict], str]:

@@ -32,6 +32,7 @@ from sinkbench.models.sizes import layer_sizes
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.formats import Format
 
+MOST_LAYERS = 10_000
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +55,9 @@ def locate(source: ModelSource) -> Checkpoint:
         UserError: it is not there, may not be had, is damaged, or missing embedded packages.
     """
     with _explained(source):
-        return Checkpoint(source, _arguments(source))
+        arguments = _arguments(source)
+        _check_layers(source.name, Path(arguments["pretrained_model_name_or_path"]))
+        return Checkpoint(source, arguments)
 
 
 @dataclass
@@ -97,6 +100,17 @@ def _check_files(folder: Path) -> None:
     special = next((entry for entry in [*folder.iterdir(), *_shards(folder)] if is_special(entry)), None)
     if special is not None:
         raise UserError(f"cannot read {special}: {SPECIAL}")
+
+
+def _check_layers(name: str, path: Path) -> None:
+    """Refuse a local model of so many layers that their list alone would fill the memory: transformers makes it."""
+    file = path / "config.json" if path.is_dir() else path
+    with suppress(OSError, ValueError, AttributeError):  # of which transformers says more
+        layers = read_json(file).get("num_hidden_layers")
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise UserError(
+                f"the config.json of {name!r} has num_hidden_layers {layers}: at most {MOST_LAYERS:,} can be"
+            )
 
 
 def _shards(folder: Path) -> set[Path]:

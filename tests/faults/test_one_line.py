@@ -6,11 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from golden import GOLDEN, golden_options
 
 from sinkbench.results.report import writing
+from sinkbench.runs import run as runs
 
 LLAMA = GOLDEN / "llama"
 
@@ -214,9 +216,13 @@ def test_a_size_beyond_all_streams_is_refused(more, here):
     assert not os.path.exists("out")
 
 
-def test_a_window_for_which_there_is_no_memory_is_refused_and_leaves_no_record(here):
-    refused(here(*run("--window-size", str(10**9), "--experiment", "h2o")), "not enough memory", "GiB")
-    assert not os.path.exists("out/h2o.json")
+def test_a_window_for_which_there_is_no_memory_is_refused_and_leaves_no_record(here, monkeypatch):
+    def starved(*asked):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128849018880 bytes.")
+
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=starved))
+    refused(here(*run()), "not enough memory", "120.0 GiB")
+    assert not os.path.exists("out/attention_sinks.json")
 
 
 @pytest.mark.parametrize("device", ["meta", "meta:0", "disk"])
@@ -267,6 +273,12 @@ def test_tokens_that_are_none_are_refused(cell, here, tmp_path):
 SLIDING = {"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 3, "sliding_window": None}
 
 
+@pytest.mark.parametrize("rows", ["null", ' [null, {"input_ids": [1, 2]}]', "\ufeffnull\n{}"])
+def test_a_first_row_that_is_null_is_refused_and_ends_no_process(rows, here, tmp_path):
+    (tmp_path / "t.jsonl").write_text(rows)
+    refused(here(*run("--dataset-name", "t.jsonl")), "its first row is null")
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -275,8 +287,9 @@ SLIDING = {"model_type": "gemma3_text", "layer_types": ["sliding_attention"] * 3
         (SLIDING, "sliding_window"),
         ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"model_type": "qwen2", "num_hidden_layers": 2**40}, "num_hidden_layers"),
     ],
-    ids=["zero", "negative", "without its windows", "an empty window", "no layers"],
+    ids=["zero", "negative", "without its windows", "an empty window", "no layers", "layers without end"],
 )
 def test_a_configuration_by_which_nothing_is_predicted_is_refused(change, word, here, tmp_path):
     config = json.loads((LLAMA / "config.json").read_text()) | change
