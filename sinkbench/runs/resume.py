@@ -101,7 +101,30 @@ def _record(csv: Path) -> dict[str, Any]:
         raise UserError(f"cannot go on with {csv}: its record {path.name} cannot be read; {BEGIN_ANEW}") from error
     if not isinstance(record, dict) or not isinstance(record.get("determined_by"), dict):
         raise UserError(f"cannot go on with {csv}: its record does not say what determined it; {BEGIN_ANEW}")
+    if not _is_of_a_run(record):
+        raise UserError(f"cannot go on with {csv}: its record {path.name} holds what no run wrote; {BEGIN_ANEW}")
     return record
+
+
+def _is_of_a_run(record: dict[str, Any]) -> bool:
+    """Whether what a run goes on with has the types that a run gives it; whatever has no value may be missing."""
+
+    def number(value: Any) -> bool:
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+    sessions, resumed_at = record.get("sessions") or [], record.get("resumed_at") or []
+    return (
+        isinstance(resumed_at, list)
+        and all(number(record.get(name)) for name in ("seconds", "rows", "timed_rows"))
+        and isinstance(sessions, list)
+        and all(
+            isinstance(session, dict)
+            and type(session.get("first_row")) is int
+            and isinstance(session.get("exit_reason"), str)
+            and number(session.get("seconds"))
+            for session in sessions
+        )
+    )
 
 
 def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:

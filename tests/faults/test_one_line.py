@@ -264,6 +264,18 @@ def test_so_is_json(text, here, tmp_path):
     assert "cannot read" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "change", [{"sessions": 7}, {"sessions": [3, {}]}, {"rows": "x"}, {"seconds": [1]}, {"resumed_at": "x"}], ids=str
+)
+def test_a_record_edited_to_nonsense_is_not_gone_on_with(change, here, tmp_path):
+    assert here(*run())[0] == 0
+    path = tmp_path / "out" / "attention_sinks.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    before = path.read_text()
+    refused(here(*run("--num-tokens", "9", "--resume")), "holds what no run wrote")
+    assert path.read_text() == before
+
+
 @pytest.mark.parametrize("cell", ["[true, false, true]", "[1, 2.5]", f"[1, 2, {2**63}]", "[" * 7000 + "]" * 7000])
 def test_tokens_that_are_none_are_refused(cell, here, tmp_path):
     (tmp_path / "t.jsonl").write_text(f'{{"input_ids": {cell}}}\n')
