@@ -69,4 +69,4 @@ def test_no_module_of_results_imports_torch_or_transformers():
     assert set(modules) <= loaded
     assert loaded & set(HEAVY) == set()
     others = {name for name in loaded if name.startswith("sinkbench.") and not name.startswith("sinkbench.results")}
-    assert others == {"sinkbench.errors", "sinkbench.signals"}
+    assert others == {"sinkbench.errors", "sinkbench.files", "sinkbench.signals"}
