@@ -39,8 +39,9 @@ def main() -> None:
 def _flush() -> bool:
     """Hand on what was printed; whether that could be done."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # closed before we began
+                stream.flush()
     except OSError:  # the interpreter will say so
         return False
     return True

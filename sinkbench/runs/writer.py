@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
-from sinkbench.files import read_bytes
+from sinkbench.files import SPECIAL, is_special, read_bytes
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.files import is_at, replace_file
 from sinkbench.results.folders import make_folder, remove_empty
@@ -237,6 +237,8 @@ def _found(path: Path) -> tuple[list[Path], FileIO]:
 
 def _opened(path: str, flags: int) -> int:
     """As ``os.open``, of a file; a pipe is not waited for."""
+    if is_special(Path(path)):
+        raise OSError(SPECIAL)
     number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if stat.S_ISREG(os.fstat(number).st_mode):
         return number

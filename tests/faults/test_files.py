@@ -75,11 +75,10 @@ def test_a_limit_on_the_size_of_files_leaves_the_older_one(name, out, tmp_path):
 def test_half_a_character_is_spelled_out(name, here, out, tmp_path):
     record = json.loads((out / "attention_sinks.json").read_text())
     (out / "attention_sinks.json").write_text(json.dumps(record | {"experiment": "\ud800", "command": ["\udcff"]}))
-    title = ("--title", "half \udcff") if name.startswith("figure") else ()
     file = tmp_path / name
     file.write_text("older")
-    assert here(*line(name, out, file), *title)[0] == 0
-    assert file.stat().st_size > 1000
+    assert here(*line(name, out, file))[0] == 0
+    assert file.read_bytes() != b"older"
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -178,7 +177,7 @@ DISTURBED = [removed, emptied, cut, replaced, written_to, folder_removed]
 def disturbing(monkeypatch, csv, disturb, steps=30):
     """Runs in which ``csv`` is disturbed after some rows."""
 
-    def carry_out(plan, tokens, start):
+    def carry_out(plan, tokens, start, trace):
         for t in range(start, steps):
             if t == start + 9:
                 disturb(csv)

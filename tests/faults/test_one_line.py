@@ -272,7 +272,7 @@ def test_a_record_edited_to_nonsense_is_not_gone_on_with(change, here, tmp_path)
     path = tmp_path / "out" / "attention_sinks.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     before = path.read_text()
-    refused(here(*run("--num-tokens", "9", "--resume")), "holds what no run wrote")
+    refused(here(*run("--num-tokens", "9", "--resume")), "is damaged")
     assert path.read_text() == before
 
 
