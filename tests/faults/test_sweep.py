@@ -112,10 +112,10 @@ def test_a_model_that_cannot_be_had_fails_alone(sweep, tmp_path):
 @pytest.mark.parametrize("axis", ["model_name_or_path", "dataset_name"])
 def test_a_name_that_no_file_can_have_fails_alone(axis, sweep):
     good = LLAMA if axis == "model_name_or_path" else LLAMA / "tokens.jsonl"
-    names = [LONG, f"./{LONG}z", f"{LONG}.jsonl", "a\0b"]
+    names = [LONG, f"./{LONG}z", f"{LONG}.jsonl"]
     status, lines = sweep(**{axis: [*names, str(good)]}, experiment="windowed")
     assert status == 1
-    assert [": failed: " in line for line in lines] == [True] * 4 + [False], lines
+    assert [": failed: " in line for line in lines] == [True] * 3 + [False], lines
 
 
 def test_a_text_that_leads_nowhere_fails_alone(sweep, tmp_path):

@@ -178,7 +178,7 @@ def test_weights_that_change_while_they_are_read_are_refused(model: Path, tmp_pa
     )
     with pytest.raises(UserError, match="were changed while they were read"):
         runs.run(options, load=changing)
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_sweep_does_not_go_on_with_a_model_whose_files_have_changed(model: Path) -> None:

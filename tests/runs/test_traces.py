@@ -126,8 +126,7 @@ def test_of_a_run_that_fails_it_covers_the_rows_that_are_there(h2o, here, traced
         close(some(), *more)
 
     monkeypatch.setattr(runs, "_write", failing)
-    with pytest.raises(RuntimeError, match="cable pulled"):
-        here(*run(h2o.parent, "--experiment", "h2o", "--trace", "--overwrite"))
+    assert here(*run(h2o.parent, "--experiment", "h2o", "--trace", "--overwrite"))[0] == 70
     assert tokens_in(trace_of(h2o)) == record(h2o)["rows"] == 100
     monkeypatch.undo()
     assert here(*run(h2o.parent, "--experiment", "h2o", "--trace", "--resume"))[0] == 0
@@ -144,8 +143,7 @@ def test_a_run_that_fails_before_its_first_new_row_leaves_the_old_one(h2o, here,
         raise RuntimeError("cable pulled")
 
     monkeypatch.setattr(runs, "_write", failing)
-    with pytest.raises(RuntimeError):
-        here(*run(h2o.parent, "--experiment", "h2o", "--trace", "--resume"))
+    assert here(*run(h2o.parent, "--experiment", "h2o", "--trace", "--resume"))[0] == 70
     assert trace_of(h2o).read_bytes() == before
     assert record(h2o)["trace"] == "h2o.trace.npz"
 
