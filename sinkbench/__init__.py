@@ -3,16 +3,17 @@
 ``from sinkbench import AutoModelForCausalLM`` loads models that keep attention sinks (:mod:`sinkbench.api`).
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as of ``typing``, whose import is half of the time in which a signal finds no handler yet
 if TYPE_CHECKING:
+    from typing import Any
+
     from sinkbench.api.classes import SinkCache as SinkCache
     from sinkbench.api.classes import attention_sinks as attention_sinks
 
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """The drop-in API, imported when it is asked for: transformers takes seconds, ``sinkbench --help`` should not."""
     if name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
         from sinkbench.api import classes as api

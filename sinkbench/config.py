@@ -203,6 +203,9 @@ class RunConfig(ModelConfig):
     )
     overwrite: Annotated[Flag, Option("", "Replace an existing result.", OUTPUT)] = False
     resume: Annotated[Flag, Option("", "Go on behind the last row of a run cut short.", OUTPUT)] = False
+    trace: Annotated[
+        Flag, Option("", "Write beside the rows how long each token was held, by layer and head.", OUTPUT)
+    ] = False
     engine: Annotated[
         Engine,
         Option(

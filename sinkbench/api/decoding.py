@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.engines.step import synchronize
+from sinkbench.errors import UserError
 from sinkbench.strategies import Plan
 
 
@@ -31,8 +32,14 @@ class Sampling:
     forbidden: tuple[int, ...] = ()
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> int:
-        """One id, from logits ``(vocabulary,)``; sampled on the CPU, so that a seed means the same everywhere."""
+        """One id, from logits ``(vocabulary,)``; sampled on the CPU, so that a seed means the same everywhere.
+
+        Raises:
+            UserError: they are no numbers.
+        """
         logits = logits.float().cpu().clone()
+        if not logits.max().isfinite():
+            raise UserError("the model's numbers overflow, so that no token is the next: try --dtype float32")
         logits[list(self.forbidden)] = -torch.inf
         if not self.temperature:
             return int(logits.argmax())

@@ -23,9 +23,9 @@ from sinkbench.results.columns import measured_by
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import FINISHED
 from sinkbench.runs.run import exit_reason
-from sinkbench.runs.signals import Interrupted, signals, undisturbed
 from sinkbench.runs.writer import RowWriter
-from sinkbench.strategies import Plan
+from sinkbench.signals import Interrupted, check, signals, undisturbed
+from sinkbench.strategies import Chosen, Plan
 from sinkbench.strategies.registry import chosen_by
 
 
@@ -42,7 +42,7 @@ class Written:
         exit_reason: how it ended.
     """
 
-    prompt: list[int]
+    prompt: list[int] = field(default_factory=list)
     said: list[GeneratedToken] = field(default_factory=list)
     text: str = ""
     fresh: list[float] = field(default_factory=list)
@@ -64,52 +64,59 @@ def generate(options: GenerateConfig, show: Callable[[str], None] = lambda text:
         UserError: whatever the user can mend.
     """
     chosen = chosen_by(options)
-    checkpoint = locate(options.model)
-    tokenizer = load_tokenizer(checkpoint)
-    written = Written(tokenizer(options.prompt)["input_ids"])
-    if not written.prompt:
-        raise UserError("the prompt is empty: give at least one token to begin with")
-    with RowWriter(options.csv, options.overwrite, measured_by("generate")) as writer:
-        check_format(chosen, checkpoint)
-        model = load_model(checkpoint)
-        plan = chosen.plan(layer_sizes(model.config))
-        if plan.dense:
-            check_reach(model, len(written.prompt) + options.max_new_tokens)
-        record = _opening(options, model)
-        error = _until_the_end(options, model, tokenizer, plan, written, writer, show)
-        with undisturbed():
-            _measure(model, written, writer)
-            if writer.rows or not writer.replaces:
-                write_json(options.csv.with_suffix(".json"), record | _closing(written))
+    written = Written()
+    with signals() as watch, RowWriter(options.csv, options.overwrite, measured_by("generate")) as writer:
+        record = _opening(options)
+        work = _Work(options, chosen, record, written, writer, show)
+        error = watch.attempt(work.carry_out)
+        work.measure()
+        error = writer.disturbed() or error
+        written.exit_reason = FINISHED if error is None else exit_reason(error)
+        if writer.rows or not (writer.replaces or isinstance(error, UserError)):  # otherwise its message says it all
+            write_json(options.csv.with_suffix(".json"), record | _closing(written))
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return written
 
 
-def _until_the_end(
-    options: GenerateConfig,
-    model: PreTrainedModel,
-    tokenizer: Any,
-    plan: Plan,
-    written: Written,
-    writer: RowWriter,
-    show: Callable[[str], None],
-) -> BaseException | None:
-    """Write the text; answers with what ended it early."""
-    begin = time.perf_counter()
-    try:
-        with signals():
-            show(options.prompt)
-            _write(options, model, tokenizer, plan, written, writer, show)
-        written.exit_reason = FINISHED
-    except UserError:
-        raise
-    except BaseException as error:
-        written.exit_reason = exit_reason(error)
-        return error
-    finally:
-        written.seconds = time.perf_counter() - begin
-    return None
+@dataclass
+class _Work:
+    """A text under way; ``model`` is there once it is loaded."""
+
+    options: GenerateConfig
+    chosen: Chosen
+    record: dict[str, Any]
+    written: Written
+    writer: RowWriter
+    show: Callable[[str], None]
+    model: PreTrainedModel | None = None
+
+    def carry_out(self) -> None:
+        """Everything between the opening of the files and their end."""
+        options, written = self.options, self.written
+        checkpoint = locate(options.model)
+        tokenizer = load_tokenizer(checkpoint)
+        written.prompt = tokenizer(options.prompt)["input_ids"]
+        if not written.prompt:
+            raise UserError("the prompt is empty: give at least one token to begin with")
+        check_format(self.chosen, checkpoint)
+        model = self.model = load_model(checkpoint)
+        check()
+        plan = self.chosen.plan(layer_sizes(model.config))
+        if plan.dense:
+            check_reach(model, len(written.prompt) + options.max_new_tokens)
+        self.record |= _resolved(options, model)
+        begin = time.perf_counter()
+        try:
+            self.show(options.prompt)
+            _write(options, model, tokenizer, plan, written, self.writer, self.show)
+        finally:
+            written.seconds = time.perf_counter() - begin
+
+    def measure(self) -> None:
+        """Write the rows of the last tokens, if there are any."""
+        if self.model is not None:
+            _measure(self.model, self.written, self.writer)
 
 
 def _write(
@@ -154,11 +161,19 @@ def _measure(model: PreTrainedModel, written: Written, writer: RowWriter) -> Non
         writer.write(step, [generated.token], more)
 
 
-def _opening(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
+def _opening(options: GenerateConfig) -> dict[str, Any]:
     return {
         "experiment": chosen_by(options).name,
         "options": options.model_dump(mode="json"),
         "command": ["sinkbench", *sys.argv[1:]],
+        "versions": versions(),
+        "device": device_name(),
+        "started": now(),
+    }
+
+
+def _resolved(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
+    return {
         "model": {
             "name": options.model_name_or_path,
             "class": type(model).__name__,
@@ -166,9 +181,6 @@ def _opening(options: GenerateConfig, model: PreTrainedModel) -> dict[str, Any]:
             "attention": getattr(model.config, "_attn_implementation", None),
         },
         "dtype": str(model.dtype).removeprefix("torch."),
-        "versions": versions(),
-        "device": device_name(),
-        "started": now(),
     }
 
 

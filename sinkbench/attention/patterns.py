@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sinkbench.attention.rows import Rows
-from sinkbench.attention.scores import products_of
-from sinkbench.positions.rotary import wide
 from sinkbench.strategies import Held
 
 
@@ -78,9 +76,7 @@ def _newest(kernels: Any, rows: Rows, died: Tensor) -> None:
 
 
 def _alike(kernels: Any, rows: Rows, died: Tensor) -> None:
-    keys, norms = rows.keys, rows.keys.to(wide(rows.keys.dtype)).norm(dim=-1)
-    products = products_of(keys, keys) / (norms[..., None] * norms[:, :, None])
-    kernels.alike(products.flatten(0, 1), *_flat(_marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
+    kernels.alike(*_flat(rows.keys, _marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
 
 
 def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
@@ -90,6 +86,8 @@ def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
 
 def _marks(keys: Tensor) -> Tensor:
     """A number for each key, ``(B, H, m)``, int64: equal where all bits are, and by no likely chance otherwise."""
-    bits = keys.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[keys.element_size()]).long()
-    factors = torch.arange(1, bits.shape[-1] + 1, device=keys.device) * 0x9E3779B97F4A7C1 + 0x7F4A7C15
-    return ((bits ^ (bits >> 29)) * (factors | 1)).sum(-1)
+    size = keys.element_size()
+    whole = keys.shape[-1] * size % 8 == 0
+    words = keys.contiguous().view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    factors = torch.arange(1, words.shape[-1] + 1, device=keys.device) * 0x1E3779B97F4A7C15 | 1
+    return (words * factors).sum(-1)

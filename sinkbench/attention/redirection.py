@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sinkbench.attention import by_position, by_score
+from sinkbench.attention import by_position, by_score, by_version
 from sinkbench.attention.adapters import adapted
 from sinkbench.attention.scores import Scores
+from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import StripLayer
@@ -54,6 +55,8 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
         layer, scores = cache.layers[index], Scores(scale, alibi=alibi, **special)
         if isinstance(layer, ScoredLayer):
             return by_score.attend(layer, query, key, value, scores)
+        if isinstance(layer, KiviLayer):
+            return by_version.attend(layer, query, scores)
         assert isinstance(layer, StripLayer)
         return by_position.attend(layer, query, key, value, scores, rotations)
 

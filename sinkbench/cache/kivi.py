@@ -26,25 +26,36 @@ class KiviLayer(StripLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`StripLayer.update`, one token at a time.
+        """As :meth:`StripLayer.update`.
 
         Raises:
-            UserError: several tokens at once.
+            UserError: several tokens at once, where the attention does not know of versions.
         """
-        if key_states.shape[-2] > 1:
+        if key_states.shape[-2] > 1 and not self.sinks_in_attention:
             raise UserError(f"a cache in {self.format.name} reads one token at a time: use --engine stepwise")
-        self._quantise()
+        self.quantise(self.seen)
         return super().update(key_states, value_states)
 
-    def _quantise(self) -> None:
-        keys, values = self.format.quantised(self.seen)
-        if keys > self.quantised_keys:
-            new = slice(self.quantised_keys, keys)
-            self.keys[:, :, new] = kivi_keys(self.format, self.keys[:, :, new])
-        if values > self.quantised_values:
-            new = slice(self.quantised_values, values)
-            self.values[:, :, new] = kivi_values(self.format, self.values[:, :, new])
-        self.quantised_keys, self.quantised_values = keys, values
+    def quantise(self, seen: int) -> None:
+        """Store what is quantised once ``seen`` tokens have been fed."""
+        span, coded = self.coming_keys(seen)
+        if coded is not None:
+            self.keys[:, :, span] = coded
+        self.quantised_keys = span.stop
+        span, coded = self.coming_values(seen)
+        if coded is not None:
+            self.values[:, :, span] = coded
+        self.quantised_values = span.stop
+
+    def coming_keys(self, seen: int) -> tuple[slice, Tensor | None]:
+        """Which keys are yet to be quantised by then, and as what; ``None`` where there are none."""
+        span = slice(self.quantised_keys, max(self.quantised_keys, int(self.format.keys_quantised(seen))))
+        return span, kivi_keys(self.format, self.keys[:, :, span]) if span.start < span.stop else None
+
+    def coming_values(self, seen: int) -> tuple[slice, Tensor | None]:
+        """As :meth:`coming_keys`, of values."""
+        span = slice(self.quantised_values, max(self.quantised_values, int(self.format.values_quantised(seen))))
+        return span, kivi_values(self.format, self.values[:, :, span]) if span.start < span.stop else None
 
     def reset(self) -> None:
         super().reset()

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkbench.cache.formats import keys_read_back, read_back
+from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies import Held, LayerPlan
@@ -52,6 +53,7 @@ class ScoredLayer(CacheLayerMixin):
 
     supports_early_init = False
     is_sliding = False
+    trace: Trace | None = None  # is told what goes, of the first stream
 
     def __init__(self, plan: LayerPlan, rope: Rope | None, number: int) -> None:
         super().__init__()
@@ -140,6 +142,9 @@ class ScoredLayer(CacheLayerMixin):
         columns, held = self.columns, self.held
         assert columns is not None
         n = columns.tokens.shape[2] - columns.held
+        if self.trace is not None:
+            steps = torch.where(died < n, died + (self.seen - n), -1)
+            self.trace.note_many(self.number, columns.tokens[0], steps[0])
         alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]
         self.keys[:, :, :held] = columns.keys.gather(2, _along(alive, columns.keys))
         self.values[:, :, :held] = columns.values.gather(2, _along(alive, columns.values))
@@ -202,6 +207,8 @@ class ScoredLayer(CacheLayerMixin):
             return
         first, last = self.policy.sinks, self.seen - self.policy.protected
         self.free = lowest(scores, tokens, first, last, self.eviction.tolerance)
+        if self.trace is not None:
+            self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""

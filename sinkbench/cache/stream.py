@@ -15,6 +15,7 @@ from sinkbench.cache.held import bytes_held
 from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.strip import StripLayer, compaction_interval
+from sinkbench.cache.trace import Trace
 from sinkbench.models.sizes import copies_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.families import family_of
@@ -28,11 +29,14 @@ KeptLayer = StripLayer | ScoredLayer
 class StreamCache(Cache):
     """A cache for ``model`` that keeps what ``plan`` says. Pass it as ``past_key_values``.
 
+    Args:
+        trace: takes note of what layers evict by a score.
+
     Raises:
         UserError: the model's positions cannot stream.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+    def __init__(self, model: PreTrainedModel, plan: Plan, trace: Trace | None = None) -> None:
         self.plan = plan
         bounded = any(layer.policy.window is not None for layer in plan.kept)
         # dense attention never moves a key, so any model will do
@@ -46,6 +50,8 @@ class StreamCache(Cache):
         self.reach = Reach.of(plan, [layer.rope for layer in self.kept], max(spare, default=0))
         # Where frequencies change inside the window, every step turns every key anew, from keys kept unrotated.
         for layer in self.kept:
+            if isinstance(layer, ScoredLayer):
+                layer.trace = trace
             if isinstance(layer, StripLayer) and layer.rope and layer.rope.limit and self.reach.anew:
                 layer.keys_unrotated = True
         self.needs_attention = _needs_attention(model, plan)

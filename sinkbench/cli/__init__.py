@@ -96,8 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = spelled(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     try:
-        with interruptible():
-            status = app([a for a in arguments if a != "--debug"], prog_name="sinkbench", standalone_mode=False)
+        given = [argument for argument in arguments if argument != "--debug"]
+        status = interruptible(lambda: app(given, prog_name="sinkbench", standalone_mode=False))
         if isinstance(status, int) and status:
             raise SystemExit(status)
     except UserError as error:

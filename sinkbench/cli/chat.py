@@ -9,6 +9,7 @@ import typer
 from sinkbench.cli.generate import show
 from sinkbench.cli.options import configured, takes
 from sinkbench.config import ChatConfig
+from sinkbench.signals import check
 from sinkbench.strategies.registry import chosen_by
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:
     if prompted:
         typer.echo(TALK_COMMANDS)
     while True:
+        check()
         try:
             message = input("> " if prompted else "").strip()
         except EOFError:
@@ -60,5 +62,6 @@ def _talk(partner: "Chat", max_new_tokens: int, prompted: bool) -> None:
             typer.echo(f"no command {message.split()[0]}: {TALK_COMMANDS}")
         elif message:
             for piece in partner.say(message, max_new_tokens):
+                check()
                 show(piece)
             show("\n")

@@ -41,8 +41,9 @@ def _report(options: GenerateConfig, written: "Written") -> None:
     from statistics import mean
 
     count = len(written.said)
-    typer.echo(f"{written.exit_reason}: {count:,} tokens, {count / written.seconds:.1f} a second", err=True)
     if count:
+        rate = count / written.seconds
+        typer.echo(f"{written.exit_reason}: {count:,} tokens, {rate:.1f} a second", err=True)
         last = mean(written.fresh[-256:])
         typer.echo(f"NLL with fresh context: {mean(written.fresh[:256]):.2f} at first, {last:.2f} at last", err=True)
         typer.echo(f"KV cache: {max(s.kv_cache_bytes for s in written.said) / 2**20:.1f} MiB at most", err=True)

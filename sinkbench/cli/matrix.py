@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+import typer
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -15,23 +16,23 @@ from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.runs.result import RunResult
+from sinkbench.signals import check
 from sinkbench.sweeps.estimate import device_for, estimate
 from sinkbench.sweeps.experiment import Experiments
-from sinkbench.sweeps.plan import Cell
+from sinkbench.sweeps.plan import Cell, once
+
+LAID_OUT = 500  # rows of estimates up to which the table is laid out for the terminal: it takes a second for 2,000
 
 
 def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
     """Print the matrix with an estimate of memory and time each, and of the whole."""
-    table = Table(title=f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}", caption_justify="left")
-    for column in ("run", "model", "dtype"):
-        table.add_column(column, overflow="fold")
-    for column in ("tokens", "memory", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    seconds, notes = 0.0, {}
+    rows = []
+    seconds, notes, shape_of = 0.0, {}, once(read.shape)
     for cell in cells:
+        check()
         memory = length = "-"
         try:
-            shape = read.shape(cell)
+            shape = shape_of(cell.model)
             device = device_for(cell, shape)
             cost = estimate(cell, shape, device)
             memory, length = f"{cost.vram_bytes / 2**30:.2f} GiB", duration(cost.seconds)
@@ -40,17 +41,40 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
                 notes[cell.model_name_or_path] = (
                     f"{cell.model_name_or_path} needs more than the {device.memory / 2**30:.1f} GiB that are free here"
                 )
-        except UserError as error:
-            notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {error}"
-        name, model = _name(cell, read.options.output_dir), Text(cell.model_name_or_path)
-        table.add_row(Text(name), model, cell.dtype, f"{cell.num_tokens:,}", memory, length)
+        except Exception as error:  # of one model, which the others do not wait for
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {kind}{error}"
+        name = _name(cell, read.options.output_dir)
+        rows.append((name, cell.model_name_or_path, cell.dtype, f"{cell.num_tokens:,}", memory, length))
     console = Console()
-    console.print(table)
+    title = f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}"
+    if len(rows) <= LAID_OUT:
+        console.print(_estimate_table(title, rows))
+    else:
+        typer.echo("\n".join([title, *_in_columns([("run", "model", "dtype", "tokens", "memory", "time"), *rows])]))
     console.print(
         f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
     )
     for note in notes.values():
         console.print(Text(f"note: {note}"))
+
+
+def _estimate_table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table(title=title, caption_justify="left")
+    for column in ("run", "model", "dtype"):
+        table.add_column(column, overflow="fold")
+    for column in ("tokens", "memory", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _in_columns(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """A line a row, the first three columns to the left; none is wrapped."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    shape = "  ".join(f"{{:{'<' if place < 3 else '>'}{width}}}" for place, width in enumerate(widths))
+    return [shape.format(*row) for row in rows]
 
 
 def duration(seconds: float) -> str:
@@ -75,6 +99,7 @@ class Board:
         self.running: dict[int, RunResult | None] = {}
         self.live = Live(console=self.console, auto_refresh=False, transient=True) if self.console.is_terminal else None
         self.drawn = 0.0
+        self.said: set[tuple[int, str]] = set()
 
     def show(self, cells: Sequence[Cell]) -> None:
         """Take note of the cells."""
@@ -91,7 +116,7 @@ class Board:
     def finished(self, cell: Cell) -> None:
         self.running.pop(self._index(cell), None)
         for note in cell.result.notes if cell.result is not None else ():
-            self.console.print(Text(f"{_name(cell.options, self.folder)}: {note}"), soft_wrap=True)
+            self._say(self._index(cell), note)
         self._line(cell)
         self._draw()
 
@@ -101,6 +126,16 @@ class Board:
             self.running[key] = result
         if time.monotonic() - self.drawn > 0.3:
             self._draw()
+
+    def note(self, line: str) -> None:
+        """Say a line about the cell that runs; the launcher runs one at a time."""
+        for index in self.running:
+            self._say(index, line)
+
+    def _say(self, index: int, line: str) -> None:
+        if (index, line) not in self.said:
+            self.said.add((index, line))
+            self.console.print(Text(f"{_name(self.cells[index].options, self.folder)}: {line}"), soft_wrap=True)
 
     def close(self) -> None:
         """The closing table."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import features_of
+from sinkbench.results.columns import RETENTION, features_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,8 @@ def plot(
         list[str],
         typer.Option(
             help=f"{', '.join(features_of('run'))}; of generated text {', '.join(features_of('generate'))} too: the "
-            "first on the left axis, each further one on its own right axis.",
+            "first on the left axis, each further one on its own right axis. retention is a figure of its own: which "
+            "tokens are held, of runs with --trace.",
             metavar="NAME...",
         ),
     ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it
@@ -33,35 +34,53 @@ def plot(
     ] = 100,
     output: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="A .png, .svg or .pdf; by default named by the features, in the folder."),
+        typer.Option(
+            metavar="FILE",
+            help="A .png, .svg or .pdf; by default named by the features, in the folder. Beside other features, "
+            "retention goes to FILE_retention.",
+        ),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:
-    """Draw the results in a folder: perplexity, memory and latency over the input length."""
+    """Draw the results in a folder: perplexity, memory and latency over the input length, and what was kept."""
     from sinkbench.results import figures
     from sinkbench.results.reading import read_runs
 
-    features = figures.checked(features)
-    path = output or output_dir / f"{'_'.join(features)}.png"
+    curves = [name for name in features if name != RETENTION]
+    if curves or RETENTION not in features:
+        curves = figures.checked(curves)
+    path = output or output_dir / f"{'_'.join(curves or [RETENTION])}.png"
     figures.check_format(path)
     runs = read_runs(output_dir)
-    results = {name: run.frame for name, run in runs.items()}
     strategies = {name: run.strategy for name, run in runs.items()}
-    figure = figures.draw(results, features, title, log_perplexity_limit, skip_first, strategies)
-    for note in figures.left_out(results, features, skip_first):
+    drawn, notes = {}, []
+    if curves:
+        results = {name: run.frame for name, run in runs.items()}
+        drawn[path] = figures.draw(results, curves, title, log_perplexity_limit, skip_first, strategies)
+        notes += figures.left_out(results, curves, skip_first)
+    if RETENTION in features:
+        from sinkbench.results.retention import draw_retention, traces_of
+
+        traces, lacking = traces_of(output_dir, runs)
+        beside = path.with_stem(f"{path.stem}_{RETENTION}") if output else output_dir / f"{RETENTION}.png"
+        drawn[beside if curves else path] = draw_retention(traces, strategies, title)
+        notes += lacking
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
-    figures.save(figure, path)
-    typer.echo(f"saved {path}")
+    for place, figure in drawn.items():
+        figures.save(figure, place)
+        typer.echo(f"saved {place}")
     if show:
-        _show(figure, path)
+        _show(list(drawn.values()), path)
 
 
-def _show(figure: "Figure", path: Path) -> None:
-    """A window, until it is closed."""
+def _show(shown: "list[Figure]", path: Path) -> None:
+    """A window for each figure, until they are closed."""
     from matplotlib import pyplot
     from matplotlib.backends.registry import BackendFilter, backend_registry
 
     if pyplot.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
         raise UserError(f"--show found no display or no window toolkit (such as tkinter): look at {path} instead")
-    pyplot.figure(figure)
+    for figure in shown:
+        pyplot.figure(figure)
     pyplot.show()

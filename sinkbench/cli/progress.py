@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -57,6 +58,9 @@ class Progress:
 
 def outcome(result: RunResult, asked: int) -> str:
     """What happened to a run, in a few words."""
+    if result.not_finite and not result.exit_reason.startswith("failed"):
+        count = f"{result.not_finite:,} of {result.rows:,}"
+        return f"{outcome(replace(result, not_finite=0), asked)}; WARNING: {count} NLLs are no numbers"
     if result.exit_reason == OUT_OF_MEMORY:
         return f"ran out of memory after {result.rows:,} tokens"
     if result.exit_reason == ENDED:
@@ -76,7 +80,8 @@ def closing_table(options: RunConfig, result: RunResult) -> None:
     table.add_column(overflow="fold")
     table.add_row("outcome", outcome(result, options.num_tokens))
     table.add_row("tokens", f"{result.rows:,} at {result.tokens_per_second:.1f} a second")
-    ppl = "-" if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
+    none = "not a number" if result.not_finite else "-"
+    ppl = none if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
     table.add_row("perplexity", ppl)
     if result.latency is not None:
         table.add_row("median latency", f"{result.latency * 1e3:.2f} ms a token")

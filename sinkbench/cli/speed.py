@@ -1,6 +1,5 @@
 """``sinkbench speed``: what a token costs on this device."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
+from sinkbench.results.files import encodable, json_text, replace_file
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
@@ -34,7 +34,7 @@ def speed(
         list[str], typer.Option(metavar="NAME...", help="What is timed: built in, or FILE.py:CLASS.")
     ] = ["windowed", "attention_sinks"],  # noqa: B006 - typer copies it
     kv_format: Annotated[str, typer.Option(metavar="FORMAT", help="In which their caches are held.")] = "model",
-    steps: Annotated[int, typer.Option(min=2, metavar="N", help="Tokens timed one by one.")] = 200,
+    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Tokens timed one by one; 0: none.")] = 200,
     num_tokens: Annotated[
         list[int], typer.Option(min=2, metavar="N...", help="Lengths of the streams read in parallel.")
     ] = [8192],  # noqa: B006 - typer copies it
@@ -72,13 +72,9 @@ def speed(
     about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
     about |= {"window": str(window_size), "cache": kv_format, "random weights": str(random_weights)}
     shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
-    text = json.dumps({**about, "versions": versions(), "costs": shown}, indent=1)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-        output.with_suffix(".md").write_text(costs_markdown(costs, about), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from error
+    text = json_text({**about, "versions": versions(), "costs": shown}, indent=1)
+    for suffix, written in ((".json", text), (".md", costs_markdown(costs, about))):
+        replace_file(output.with_suffix(suffix), encodable(written).encode(), folder=True)
 
 
 HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed")
@@ -86,7 +82,7 @@ FITTING = 5  # columns that a narrow terminal has room for
 
 
 def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
-    seed = next(cost.ms for cost in costs if cost.what.startswith("the seed"))
+    seed = next((cost.ms for cost in costs if cost.what.startswith("the seed")), None)
     rows: list[tuple[str, ...]] = []
     for cost in costs:
         digits = 3 if cost.ms >= 0.1 else 5
@@ -97,7 +93,7 @@ def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
                 f"{cost.ms:.{digits}f}",
                 f"{low:.{digits}f}-{high:.{digits}f}",
                 "-" if cost.p99 is None else f"{cost.p99:.{digits}f}",
-                f"{seed / cost.ms:.1f}",
+                "-" if seed is None else f"{seed / cost.ms:.1f}",
                 "-" if cost.peak_gib is None else f"{cost.peak_gib:.2f}",
                 f"{len(cost.timings)} {cost.each}s",
             )

@@ -1,23 +1,30 @@
 """Exit statuses: how a process says what ended its work."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from typing import TypeVar
 
-from sinkbench.runs.signals import Interrupted, signals
+from sinkbench.signals import ENDING, Interrupted, signals
 
-STATUSES = {"SIGINT": 130, "SIGTERM": 143}  # 128 and the signal's number, as shells have it
+Answer = TypeVar("Answer")
+STATUSES = {Interrupted(number).reason: 128 + number for number in ENDING}  # as shells have it
 
 
 def status_of(exit_reason: str) -> int:
     """The exit status for a run that ended so: 0 unless a signal ended it."""
-    return next((status for name, status in STATUSES.items() if f"interrupted ({name})" == exit_reason), 0)
+    return STATUSES.get(exit_reason, 0)
 
 
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Within this context SIGINT and SIGTERM end the process with their status, also while it imports and loads."""
-    try:
-        with signals():
-            yield
-    except Interrupted as interrupted:
-        raise SystemExit(status_of(interrupted.reason)) from None
+def interruptible(command: Callable[[], Answer]) -> Answer:
+    """What ``command()`` answers; SIGINT and SIGTERM end it, wherever it is, and the process with their status.
+
+    Raises:
+        SystemExit: a signal came, whatever became of the command.
+    """
+    answers: list[Answer] = []
+    with signals() as watch:
+        error = watch.attempt(lambda: answers.append(command()))
+    if watch.came is not None:
+        raise SystemExit(128 + watch.came)
+    if error is not None:
+        raise error
+    return answers[0]

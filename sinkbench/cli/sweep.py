@@ -34,6 +34,9 @@ def sweep(
         Launcher, typer.Option(metavar="NAME", help="local, or ray: as tasks on a Ray cluster.")
     ] = Launcher.local,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run again what is finished.")] = False,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Write traces, also of what is finished and has none (see sinkbench run).")
+    ] = False,
 ) -> None:
     """Run every combination that an experiment file lists.
 
@@ -52,7 +55,7 @@ def sweep(
     read = read_experiments(file)
     if output_dir is not None:
         read = read.into(output_dir)
-    cells = [cell.but(overwrite=overwrite or cell.overwrite) for cell in read.cells()]
+    cells = [cell.but(overwrite=overwrite or cell.overwrite, trace=trace or cell.trace) for cell in read.cells()]
     if dry_run:
         estimates(read, cells)
         return
@@ -60,7 +63,7 @@ def sweep(
     with _place(launcher) as place, Board(str(folder)) as board:
         plan = sweeps.planned(cells, folder, place.devices(), find)
         board.show(plan)
-        watching = {"watch": board.watch} if launcher is Launcher.local else {}
+        watching = {"watch": board.watch, "note": board.note} if launcher is Launcher.local else {}
         launch = partial(place.launch, find=find, **watching)
         sweeps.sweep(plan, launch, retries, board.started, board.finished)
     board.close()

@@ -8,6 +8,7 @@ from sinkbench.config import Source
 from sinkbench.errors import UserError
 from sinkbench.models import embedded, hub
 from sinkbench.models.silence import quiet
+from sinkbench.signals import check
 
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -104,7 +105,9 @@ def _load(source: Source, *args: object, **kwargs: object) -> Iterator[dict]:
 
 def _read(rows: Iterator[dict], source: Source) -> Iterator[dict]:
     try:
-        yield from rows
+        for row in rows:
+            check()
+            yield row
     except Exception as error:
         line = hub.explain(error, "dataset", source.name, source.revision)
         raise UserError(line or f"cannot read the dataset {source.name!r}: {_short(error)}") from error
@@ -115,8 +118,10 @@ def _explained(source: Source, where: str, revision: object = None) -> Iterator[
     """Every failure to load in one line."""
     from datasets.exceptions import DatasetNotFoundError
 
+    check()
     try:
         yield
+        check()
     except Exception as error:
         line = hub.explain(error, "dataset", source.name, source.revision)
         if line is None and isinstance(error, DatasetNotFoundError) and "gated" in str(error):

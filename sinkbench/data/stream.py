@@ -11,6 +11,7 @@ from sinkbench.config import Source
 from sinkbench.data.rows import patiently, rows_from
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
+from sinkbench.signals import check
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,11 @@ def read_stream(source: Source, count: int | None, tokenizer: Callable[[], objec
         UserError: the dataset, split or column does not exist, or there is no text in it.
     """
     with patiently():
-        rows, revision = rows_from(source)
+        try:
+            rows, revision = rows_from(source)
+        except (OSError, ValueError) as error:  # a name that no file can have
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read the dataset {source.name!r}: {reason}") from error
         first = next(rows, None)
         if first is None:
             raise UserError(f"the dataset {source.name!r} has no rows in split {source.split!r}")
@@ -102,6 +107,7 @@ def _tokenise(cells: Iterator, count: int | None, tokenizer, joint: str) -> tupl
         started = True
         cut = text if ended and len(text) <= goal else text[: int(min(goal, len(text)))]
         ids = tokenizer(cut, verbose=False)["input_ids"]
+        check()
         ended = ended and len(cut) == len(text)
         goal *= 2
     return ids, ended and (count is None or len(ids) <= count)

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
+from sinkbench.signals import check
 
 OK, NOTE, MISSING = "ok", "note", "missing"
 PATIENCE = 3.0  # seconds for the Hub
@@ -85,8 +86,9 @@ def _guarded(title: str, look: Callable[[], Iterator[Check]]) -> list[Check]:
     """The checks of one section, up to one that fails itself."""
     checks: list[Check] = []
     try:
-        for check in look():
-            checks.append(check)
+        for found in look():
+            check()
+            checks.append(found)
     except Exception as error:
         checks.append(Check(title.lower(), f"cannot be said: {_reason(error)}", NOTE))
     return checks

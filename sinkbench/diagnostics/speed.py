@@ -1,7 +1,7 @@
 """What a token costs on the device at hand: the seed's loop, our engines, and the floors that physics sets."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
+from sinkbench.signals import check
 from sinkbench.strategies import Plan, choose
 
 SEED_STEPS = 64  # of the seed's loop, which is slow
@@ -68,7 +69,7 @@ class Timings:
     Attributes:
         window: cache entries kept.
         sinks: of them; ``None``: as many as each strategy has by itself.
-        steps: tokens to time one by one, past a full window.
+        steps: tokens to time one by one, past a full window; 0: none, and not the seed's loop.
         streams: lengths of the streams to read in parallel.
         dense: tokens that dense attention holds while its steps are timed; 0: they are not.
         strategies: what is timed besides.
@@ -100,6 +101,18 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
         yield Cost(f"floor: weights and cache read once{what}", [1e3 * share * s for s in read], each="probe")
     work = _operations_a_token(model)
     yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
+    if timings.steps:
+        yield from _steps(model, timings, plans, stream, note)
+    for name, kept in plans.items():
+        for count in timings.streams:
+            note(f"parallel, {name}, {count:,} tokens")
+            yield _streams(f"parallel, {name}, {count:,} tokens", model, kept, stream[: count + 1])
+
+
+def _steps(
+    model: PreTrainedModel, timings: Timings, plans: Mapping[str, Plan], stream: Tensor, note: Callable[[str], None]
+) -> Iterator[Cost]:
+    """Token by token: the seed's loop, each plan, and dense attention."""
     note("the seed's loop")
     few, sinks = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1], min(4, timings.window - 1)
     sinks = sinks if timings.sinks is None else timings.sinks
@@ -110,13 +123,9 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
         yield _timed(f"stepwise, {name}", partial(_by_steps, model, kept, some, timings.window))
     if timings.dense:
         note("stepwise, transformers")
-        dense, some = choose("transformers", 1).plan(sizes), stream[: timings.dense + 1]
+        dense, some = choose("transformers", 1).plan(layer_sizes(model.config)), stream[: timings.dense + 1]
         name = f"stepwise, transformers, {timings.dense:,} tokens held"
         yield _timed(name, partial(_by_steps, model, dense, some, max(0, timings.dense - timings.steps)))
-    for name, kept in plans.items():
-        for count in timings.streams:
-            note(f"parallel, {name}, {count:,} tokens")
-            yield _streams(f"parallel, {name}, {count:,} tokens", model, kept, stream[: count + 1])
 
 
 def _by_steps(model: PreTrainedModel, kept: Plan, tokens: Tensor, start: int) -> Iterator[Steps]:
@@ -197,7 +206,11 @@ def _eagerly(model: PreTrainedModel) -> Iterator[None]:
 def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Cost:
     """The latencies of steps, the first ``skip`` left out."""
     _forget_peak()
-    latencies = [1e3 * step.latency for i, step in enumerate(begin()) if i >= skip and step.latency is not None]
+    latencies = []
+    for i, step in enumerate(begin()):
+        check()
+        if i >= skip and step.latency is not None:
+            latencies.append(1e3 * step.latency)
     return Cost(what, latencies, _peak())
 
 
@@ -247,6 +260,7 @@ def product_seconds(model: PreTrainedModel) -> list[float]:
 def _seconds(work: Callable[[], object]) -> list[float]:
     times = []
     for _ in range(12):
+        check()
         synchronize()
         begin = time.perf_counter()
         work()

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from sinkbench.cache.trace import Trace
 from sinkbench.engines.step import Steps
 from sinkbench.strategies import Plan
 
@@ -15,8 +16,11 @@ class Engine(Protocol):
     def refuses(self, plan: Plan) -> str | None:
         """Why this engine cannot run ``plan`` exactly, for people, with what to do instead; ``None`` where it can."""
 
-    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """Feed ``tokens`` (int64, shape ``(n,)``); yield the NLLs of the next ones, the first ``start`` left out.
+
+        Args:
+            trace: takes note of what is evicted, from the first token on, whatever ``start`` is.
 
         Raises:
             UserError: the model's positions cannot stream, or the like.

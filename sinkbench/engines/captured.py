@@ -21,6 +21,7 @@ from sinkbench.attention.redirection import redirected
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
+from sinkbench.cache.trace import Trace
 from sinkbench.engines.head import loss
 from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.step import Steps, vram_allocated
@@ -60,12 +61,12 @@ class Captured:
         return refuses_rings(model, plan)
 
     @torch.no_grad()
-    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. Capture, growth and moving back are not part of any step's latency."""
         t, reason = start, None
         stream = CapturedStream(self.model, plan, tokens, self.compiled)
         if start:
-            stream.prime(prefilled(self.model, plan, tokens[:start]))
+            stream.prime(prefilled(self.model, plan, tokens[:start], trace))
         with stream:
             for t in range(start, len(tokens) - 1):
                 reason = stream.prepared()
@@ -80,7 +81,7 @@ class Captured:
             del stream
             name = type(self.model).__name__
             self.note(f"a step of {name} cannot be captured as a CUDA graph ({reason}): taking the plain way")
-            yield from Stepwise(self.model).run(plan, tokens, t)
+            yield from Stepwise(self.model).run(plan, tokens, t, trace)
 
 
 def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:

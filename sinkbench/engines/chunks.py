@@ -16,6 +16,7 @@ from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting, takes_positions
 from sinkbench.positions.reach import shortest_limit
+from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
 CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
@@ -26,8 +27,6 @@ def refuses_plan(plan: Plan) -> str | None:
     """Why ``plan`` cannot be read in chunks exactly, whatever the model; ``None`` where it can."""
     if plan.by_score and plan.positions == "cache":
         return f"what an entry scores depends on its rank among those that are left: {STEPWISE}, or --positions text"
-    if plan.recoded:
-        return f"entries are quantised after steps that read them as computed: {STEPWISE}"
     if plan.stateful:
         return f"some layers carry a state from token to token: {STEPWISE}"
     return None
@@ -72,6 +71,7 @@ def hidden_states(
     longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
     with lasting(model, longest), exact_angles(model), attending(model, cache):
         for begin in range(0, len(tokens), chunk):
+            check()
             yield begin, read(model, cache, tokens[begin : begin + chunk])
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.trace import Trace
 from sinkbench.engines.chunks import hidden_states, refuses_plan
 from sinkbench.engines.compiling import compiled_parts
 from sinkbench.engines.head import nll_of
@@ -41,14 +42,14 @@ class Parallel:
         return "no cache is carried: each token is read afresh" if plan.context is not None else refuses_plan(plan)
 
     @torch.inference_mode()
-    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`; chunks lie as they would without ``start``."""
         model = self.model
         tokens = tokens.to(model.device)
         last = len(tokens) - 1
         if plan.dense:
             check_reach(model, last)
-        cache = StreamCache(model, plan)
+        cache = StreamCache(model, plan, trace)
         with compiled_parts(model, last >= COMPILE_FROM if self.compiled is None else self.compiled):
             waiting: Pending | None = None
             for begin, hidden in hidden_states(model, cache, tokens[:last], self.chunk):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.cache.trace import Trace
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.engines.head import backbone, loss, nll_of
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
@@ -36,8 +37,8 @@ class Recompute:
         return None if plan.context is not None else "a cache is carried from token to token"
 
     @torch.inference_mode()
-    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
-        """As :meth:`Engine.run`."""
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
+        """As :meth:`Engine.run`. Nothing is kept, and so nothing evicted."""
         assert plan.context is not None
         tokens, width = tokens.to(self.model.device), plan.context
         with lasting(self.model, width), exact_angles(self.model):

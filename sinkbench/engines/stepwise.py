@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.cache.trace import Trace
 from sinkbench.engines.forward import feed, one_by_one
 from sinkbench.engines.head import loss
 from sinkbench.engines.prefill import prefilled
@@ -26,12 +27,12 @@ class Stepwise:
         return None if plan.context is None else "no cache is carried: each token is read afresh"
 
     @torch.inference_mode()
-    def run(self, plan: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
+    def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. The latency of a step spans the forward and the loss, from token to number."""
         model = self.model
         if plan.dense:
             check_reach(model, len(tokens) - 1)
-        cache = prefilled(model, plan, tokens[:start])
+        cache = prefilled(model, plan, tokens[:start], trace)
         tokens = tokens.to(model.device)
         with one_by_one(model, cache, len(tokens)):
             for t in range(start, len(tokens) - 1):

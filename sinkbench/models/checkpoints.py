@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sinkbench.errors import UserError
+from sinkbench.signals import check
 
 SAFE, PICKLED = re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin")
 # Buffers that older code saved and newer code computes, and heads that no prediction of the next token goes through.
@@ -27,6 +28,19 @@ def refuse_pickles(name: str, files: Iterable[str]) -> None:
         raise UserError(
             f"{name!r} has only pickled weights (pytorch_model.bin), which may hold code: "
             "give --allow-pickle to read the tensors in them, or use a model in safetensors"
+        )
+
+
+def refuse_adapters(name: str, files: Iterable[str]) -> None:
+    """Refuse a repository or folder with an adapter: what reads one depends on which packages are installed.
+
+    Raises:
+        UserError: there is one.
+    """
+    if "adapter_config.json" in files:
+        raise UserError(
+            f"{name!r} holds an adapter (adapter_config.json), which only an installed peft would read: merge it into "
+            "the model (merge_and_unload, save_pretrained) and give that folder"
         )
 
 
@@ -62,6 +76,7 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         UserError: a weight is not finite.
     """
     for key, weight in model.named_parameters():
+        check()
         readable = weight.is_floating_point() and weight.element_size() > 1 and weight.device.type != "meta"
         if readable and not torch.isfinite(weight).all():
             raise UserError(f"{name!r} holds NaN or infinity in {key}: the file is damaged, get the model again")

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sinkbench.errors import UserError
 from sinkbench.models.checkpoints import check_complete
 from sinkbench.models.silence import silent
+from sinkbench.results.files import json_text
+from sinkbench.signals import check
 
 LIMIT = 2**30  # files up to this size are unpacked and kept
 SUMS = "sums.json"  # the last file written: what the others must be
@@ -36,13 +38,12 @@ def unpacked(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is not a whole GGUF file.
     """
-    straight = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    stat = path.stat()
-    if stat.st_size > LIMIT:
+    # absolute: transformers would take a file of this name in the current folder first
+    straight = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": str(path.absolute())}
+    if path.stat().st_size > LIMIT:
         check_whole(path)
         return straight
-    key = hashlib.sha256(f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    folder = cache_folder() / f"{path.stem}-{key}"
+    folder = cache_folder() / f"{path.stem}-{digest(path)[:16]}"  # by what it holds: its time may be another file's
     try:
         if not _intact(folder):
             check_whole(path)
@@ -72,13 +73,15 @@ def check_whole(path: Path) -> None:
 def _intact(folder: Path) -> bool:
     try:
         sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
-        return bool(sums) and all(digest(folder / name) == value for name, value in sums.items())
+        whole = {path.name for path in folder.iterdir()} == {*sums, SUMS}
+        return whole and len(sums) > 0 and all(digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):
         return False
 
 
 def digest(path: Path) -> str:
     """SHA-256 of a file."""
+    check()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -92,7 +95,7 @@ def _renew(folder: Path, location: dict[str, Any]) -> None:
     parts = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".unpacking-"))
     try:
         _unpack(location, parts)
-        (parts / SUMS).write_text(json.dumps({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
+        (parts / SUMS).write_text(json_text({p.name: digest(p) for p in parts.iterdir()}), encoding="utf-8")
         if folder.exists() and not _intact(folder):
             folder.rename(parts.with_suffix(".damaged"))
         parts.rename(folder)
@@ -107,9 +110,11 @@ def _renew(folder: Path, location: dict[str, Any]) -> None:
 def _unpack(location: dict[str, Any], folder: Path) -> None:
     with silent():
         AutoTokenizer.from_pretrained(**location).save_pretrained(folder)
+        check()
         loaded: Any = AutoModelForCausalLM.from_pretrained(**location, dtype=torch.float32, output_loading_info=True)
         model, info = loaded
-        check_complete(os.path.join(location["pretrained_model_name_or_path"], location["gguf_file"]), info)
+        check()
+        check_complete(location["gguf_file"], info)
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):  # the weights are plain floats by now
             del model.config.quantization_config

@@ -24,10 +24,11 @@ from transformers import (
 from sinkbench.config import ModelSource
 from sinkbench.errors import UserError
 from sinkbench.models import embedded, hub
-from sinkbench.models.checkpoints import check_complete, check_finite, refuse_pickles
+from sinkbench.models.checkpoints import check_complete, check_finite, refuse_adapters, refuse_pickles
 from sinkbench.models.gguf import unpacked
 from sinkbench.models.silence import silent
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.signals import check
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.formats import Format
 
@@ -78,18 +79,21 @@ def _arguments(source: ModelSource) -> dict[str, Any]:
     if source.random_weights and path.suffix == ".json" and path.is_file():
         return {"pretrained_model_name_or_path": str(path)}
     if path.is_dir():
-        _check_weights(source, os.listdir(path))
+        _check_files(source, os.listdir(path))
         return {"pretrained_model_name_or_path": str(path)}
     if path.is_absolute() or name.startswith((".", "~")) or path.is_file():
         raise UserError(f"no model folder {name!r}: give a Hub id, a folder with config.json, or a .gguf file")
     pinned = hub.pin("model", name, source.revision)
-    _check_weights(source, pinned.files)
+    _check_files(source, pinned.files)
     only = {} if pinned.reachable else {"local_files_only": True}
     return {"pretrained_model_name_or_path": name, "revision": pinned.commit, **only}
 
 
-def _check_weights(source: ModelSource, files: Iterable[str]) -> None:
-    if not source.allow_pickle and not source.random_weights:
+def _check_files(source: ModelSource, files: Iterable[str]) -> None:
+    if source.random_weights:
+        return
+    refuse_adapters(source.name, files)
+    if not source.allow_pickle:
         refuse_pickles(source.name, files)
 
 
@@ -116,6 +120,22 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
     return config
+
+
+def code_elsewhere(checkpoint: Checkpoint) -> list[str]:
+    """The repositories whose code a trusted model runs, each at its commit; a local folder is not among them.
+
+    Raises:
+        UserError: its configuration or such a repository cannot be had.
+    """
+    arguments, name = checkpoint.arguments, checkpoint.source.name
+    with _explained(checkpoint.source), hub.patient(), silent():
+        config, _ = PretrainedConfig.get_config_dict(**arguments)
+    named = config.get("auto_map")
+    parts = [named.get(part) for part in ("AutoConfig", "AutoModelForCausalLM")] if isinstance(named, dict) else []
+    repositories = sorted({part.partition("--")[0] for part in parts if isinstance(part, str) and "--" in part})
+    own = {name: arguments["revision"]} if "revision" in arguments else {}
+    return [f"{one}@{own.get(one) or hub.pin('model', one, None).commit}" for one in repositories]
 
 
 def check_format(chosen: Chosen, checkpoint: Checkpoint) -> None:
@@ -216,9 +236,11 @@ def resolved_revision(model: PreTrainedModel) -> str | None:
 
 @contextmanager
 def _explained(source: ModelSource, what: str = "model ") -> Iterator[None]:
-    """Every failure to load in one line."""
+    """Every failure to load in one line; a stage of loading, before and behind which signals are looked for."""
+    check()
     try:
         yield
+        check()
     except (UserError, KeyboardInterrupt, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:

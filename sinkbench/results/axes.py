@@ -45,21 +45,23 @@ def set_limits(ax: Axes, curves: Mapping[str, Curve], limit: float) -> None:
     ax.set_ylim(low - 0.05 * max(top - low, 0.1 * abs(low)), top)
 
 
-def coinciding(curves: Mapping[str, Curve], limits: tuple[float, float]) -> dict[str, tuple[int, int]]:
-    """For each run, which it is (from 0) of how many whose lines lie on each other."""
+def coinciding(
+    curves: Mapping[str, Curve], limits: tuple[float, float], share: float = 0.9
+) -> dict[str, tuple[int, int]]:
+    """For each run, which it is (from 0) of how many whose lines lie on each other, for at least this ``share``."""
     groups: list[list[str]] = []
     for name, curve in curves.items():
-        mine = next((group for group in groups if _coincide(curves[group[0]], curve, limits)), None)
+        mine = next((group for group in groups if _coincide(curves[group[0]], curve, limits, share)), None)
         groups.append([name]) if mine is None else mine.append(name)
     return {name: (place, len(group)) for group in groups for place, name in enumerate(group)}
 
 
-def _coincide(one: Curve, other: Curve, limits: tuple[float, float]) -> bool:
-    """Whether nine tenths of the longer line lie no more than a line's width from the other."""
+def _coincide(one: Curve, other: Curve, limits: tuple[float, float], share: float) -> bool:
+    """Whether this ``share`` of the longer line lies no more than a line's width from the other."""
     start, end = min(one[0][0], other[0][0]), max(one[0][-1], other[0][-1])
     x = np.linspace(start, end, 200)
     distance = np.abs(np.interp(x, *one, np.nan, np.nan) - np.interp(x, *other, np.nan, np.nan))
-    return bool((distance <= 0.004 * (limits[1] - limits[0])).mean() >= 0.9)
+    return bool((distance <= 0.004 * (limits[1] - limits[0])).mean() >= share)
 
 
 def draw_run(
@@ -86,7 +88,7 @@ def draw_run(
         label=label,
         zorder=above,
         markevery=_marked(curve, ax.get_ylim()[1], phase),
-        **(_mark(look) if look.marker else {"color": look.colour, "marker": "o" if len(x) == 1 else ""}),
+        **(mark_of(look) if look.marker else {"color": look.colour, "marker": "o" if len(x) == 1 else ""}),
     )
     top = ax.get_ylim()[1]
     if y[-1] > top:
@@ -109,7 +111,7 @@ def _style(line: str, place: int, count: int) -> Any:
     return (-place * slot, (drawn, count * slot - drawn))
 
 
-def _mark(look: Look) -> dict[str, Any]:
+def mark_of(look: Look) -> dict[str, Any]:
     """Colour and marker of a line."""
     inside = "white" if look.hollow else look.colour
     edge = look.colour if look.hollow or look.marker.startswith("$") else "white"
@@ -187,7 +189,7 @@ def draw_legend(figure: Figure, looks: Mapping[str, Look], lines: Sequence[tuple
     heading = "Strategy (colour and mark)" if any(look.marker for look in looks.values()) else "Strategy (colour)"
     runs: list[tuple[str, dict[str, Any]]] = []
     for name, look in looks.items():
-        line = {"linewidth": 2.5, **_mark(look)} if look.marker else {"color": look.colour, "linewidth": 5.0}
+        line = {"linewidth": 2.5, **mark_of(look)} if look.marker else {"color": look.colour, "linewidth": 5.0}
         runs.append((name, line))
     entries: list[tuple[str, dict[str, Any]]] = []
     for column in range(columns):

@@ -99,6 +99,7 @@ class Measure:
 
 NOT_GENERATED = "they are not of generated text; use sinkbench generate"
 PERCENT = (("%", 100.0),)
+RETENTION = "retention"  # what --features calls the figure of traces (sinkbench.results.retention)
 
 _DECLARED = (
     Measure("input_length", "Input length", "Tokens fed so far: 1, 2, 3 …", (("tokens", 1.0),), "", Presence.SEED),

@@ -10,6 +10,7 @@ import pandas as pd
 from sinkbench.errors import UserError
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.run import DENSE
+from sinkbench.signals import check
 
 SMOOTH = 256  # tokens over which an NLL level is judged
 DIVERGED = 0.05  # nats above the baseline, over SMOOTH tokens, that count as a loss
@@ -17,6 +18,7 @@ BROKEN = 0.5  # nats above the best of the runs, over SMOOTH tokens, that count 
 # Files may be thinned. An onset is judged over the next 256 rows, and where a run fails slowly it seems the earlier the
 # more tokens those are. Dense Llama 2 7B: token 4,025 by all rows, 3,210 by every 5th, 2,160 by every 10th.
 SPARSE = 5
+NO_NUMBER = 1e4  # nats: what an NLL counts for that is no number, where it is asked from which token on a run fails
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,19 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
     spacing = int(np.median(np.diff(places))) if len(places) > 1 else 1
     nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
     means = {name: _mean(frame) for name, frame in frames.items()}
-    best, base = _best(list(nll.values())), nll.get(baseline) if baseline else None
+    known = {name: np.where(np.isfinite(values), values, NO_NUMBER) for name, values in nll.items()}
+    best, base = _best(list(known.values())), baseline if baseline in nll else None
     compared = []
     for name, values in nll.items():
+        check()
         loss = mean_difference = diverges = None
-        if base is not None and baseline and name != baseline:
-            loss = interval(values - base).moved(means[name] - means[baseline])
-            mean_difference = float(np.abs(values - base).mean())
-            diverges = _onset(values - base, DIVERGED)
-        breaks = _onset(values - best, BROKEN)
+        if base is not None and name != base:
+            with np.errstate(invalid="ignore"):  # of two that are infinite
+                apart = values - nll[base]
+            loss = interval(apart).moved(means[name] - means[base])
+            mean_difference = float(np.abs(apart).mean())
+            diverges = _onset(known[name] - known[base], DIVERGED)
+        breaks = _onset(known[name] - np.where(best < NO_NUMBER, best, 0.0), BROKEN)
         compared.append(
             Comparison(
                 name,
@@ -125,7 +131,7 @@ def _mean(frame: pd.DataFrame) -> float:
     """The mean NLL of all tokens up to the last row."""
     last = frame.iloc[-1]
     whole = len(frame) == last["input_length"]
-    return float(frame["nll"].mean() if whole or "overall_ppl" not in frame else np.log(last["overall_ppl"]))
+    return float(frame["nll"].to_numpy().mean() if whole or "overall_ppl" not in frame else np.log(last["overall_ppl"]))
 
 
 def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:

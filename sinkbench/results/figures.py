@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TypeAlias
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sinkbench.errors import UserError
 from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
-from sinkbench.results.columns import MEASURES, Drawing, Measure, features
+from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.looks import looks_of
 from sinkbench.results.run import strategy_of
 
@@ -65,9 +67,9 @@ def draw(
     Raises:
         UserError: an unknown feature, or nothing to draw.
     """
-    kept = _kept(results, skip_first)
+    looks = looks_of({encodable(name): (strategies or {}).get(name) or strategy_of(name) for name in results})
+    kept = _kept({encodable(name): frame for name, frame in results.items()}, skip_first)
     shown = _shown(kept, checked(chosen))
-    looks = looks_of({name: (strategies or {}).get(name) or strategy_of(name) for name in results})
     curves = [_curves(kept, feature) for feature in shown]
     names = [name for name in kept if any(name in of_feature for of_feature, _ in curves)]
     _, rows = legend_shape(names, [feature.measure.label for feature in shown])
@@ -86,7 +88,7 @@ def draw(
     space_axes(figure, axes)
     entries = [(feature.measure.label, feature.line) for feature in shown]
     draw_legend(figure, {name: looks[name] for name in names}, entries)
-    figure.suptitle(_title(title, shown), fontsize=14, color=INK, parse_math=False)
+    figure.suptitle(encodable(_title(title, shown)), fontsize=14, color=INK, parse_math=False)
     return figure
 
 
@@ -100,7 +102,7 @@ def checked(chosen: Sequence[str]) -> list[str]:
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         wrong = f"unknown feature {', '.join(unknown)}" if unknown else "no feature"
-        raise UserError(f"{wrong}: --features takes one or more of {', '.join(known)}")
+        raise UserError(f"{wrong}: --features takes one or more of {', '.join([*known, RETENTION])}")
     return list(dict.fromkeys(chosen))
 
 
@@ -111,6 +113,12 @@ def left_out(results: Results, chosen: Sequence[str], skip_first: int) -> list[s
         f"{name} is not shown: its {len(frame)} rows are all within --skip-first {skip_first}"
         for name, frame in results.items()
         if name not in kept
+    ]
+    wrong = {name: int((~np.isfinite(frame["nll"])).sum()) for name, frame in kept.items()}
+    notes += [
+        f"{name} is not shown whole: {count:,} of its {len(kept[name]):,} NLLs are no numbers"
+        for name, count in wrong.items()
+        if count
     ]
     for measure in (feature.measure for feature in _shown(kept, checked(chosen))):
         for name, frame in kept.items():
@@ -130,11 +138,7 @@ def save(figure: Figure, path: Path) -> None:
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(form)
     with matplotlib.rc_context({"svg.hashsalt": "sinkbench"}):
         figure.savefig(buffer, format=form, dpi=150, metadata=undated)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
+    replace_file(path, buffer.getvalue(), folder=True, advice="; give another --output")
 
 
 def check_format(path: Path) -> str:

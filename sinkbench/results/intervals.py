@@ -38,7 +38,8 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     n = len(values)
     block = min(n, max(32, round(2 * n ** (1 / 3))))
     sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
-    means = (sums[block:] - sums[:-block]) / block
+    with np.errstate(invalid="ignore"):  # where a value is none, so is its interval
+        means = (sums[block:] - sums[:-block]) / block
     count = -(-n // block)
     draws = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, count))
     low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])

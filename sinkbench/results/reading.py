@@ -9,6 +9,7 @@ from sinkbench.results.columns import SEED_COLUMNS, known_columns
 from sinkbench.results.record import read_record
 from sinkbench.results.rows import Damage, header_of, parse
 from sinkbench.results.run import GENERATE, Run, place_of, strategy_of
+from sinkbench.signals import check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +58,7 @@ def read_csv(path: Path) -> "pd.DataFrame":
     Raises:
         UserError: one line that says what is wrong with the file, and where.
     """
+    check()
     try:
         data = path.read_bytes()
     except OSError as error:

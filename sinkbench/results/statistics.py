@@ -9,6 +9,7 @@ import numpy as np
 from sinkbench.results.columns import MEASURES, ComparedAs, Measure
 from sinkbench.results.comparison import shared_rows
 from sinkbench.results.intervals import Interval, interval
+from sinkbench.signals import check
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,6 +66,7 @@ def _statistics(measure: Measure, values: Mapping[str, np.ndarray]) -> MeasureSt
         unit, factor = "%", 100.0
     runs: dict[str, dict[str, Interval | float]] = {}
     for name, known in values.items():
+        check()
         runs[name] = {"mean": interval(known).times(factor)}
         if measure.compared is ComparedAs.DISTRIBUTION:
             runs[name] |= {about: float(np.quantile(known, q)) * factor for about, q in QUANTILES.items()}

@@ -1,6 +1,5 @@
 """What is written down: one row a predicted token, and everything needed to repeat the run."""
 
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -14,21 +13,20 @@ from typing import Any
 import torch
 
 from sinkbench import __version__
-from sinkbench.errors import UserError
+from sinkbench.results.files import json_text, replace_file
+from sinkbench.signals import undisturbed
 
 PACKAGES = ("torch", "transformers", "datasets", "numpy", "accelerate", "safetensors", "gguf")
 
 
+@undisturbed()
 def write_json(path: Path, record: dict[str, Any], ready: Callable[[], None] = lambda: None) -> None:
-    """Write ``record`` whole or not at all; ``ready`` is called when it is on the disk and about to get its name."""
-    parts = path.with_name(f".{path.name}.part")
-    try:
-        parts.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
-        ready()
-        parts.replace(path)
-    except OSError as error:
-        parts.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    """Write ``record`` whole or not at all; ``ready`` is called when it is on the disk and about to get its name.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    replace_file(path, json_text(record, indent=2).encode(), ready)
 
 
 def now() -> str:

@@ -21,6 +21,7 @@ class RunResult:
     latency: float | None = None  # median seconds a step
     peak_vram: float | None = None  # GiB
     kv_cache_bytes: int = 0
+    not_finite: int = 0  # rows whose NLL is no number
     untimed: int = 0  # rows of sessions that were killed, which are not in ``seconds``
     notes: list[str] = field(default_factory=list)  # lines about what did not end this session
 

@@ -1,17 +1,19 @@
 """A run taken up where it was broken off: its rows are checked against the stream, and its record goes on."""
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS
+from sinkbench.results.record import read_record
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.writer import RowWriter, complete_rows
+from sinkbench.validation import checked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +51,7 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
             "versions": this["versions"],
             "sessions": [*record["sessions"], {**this, "first_row": writer.rows + 1}],
         }
-    result.rows, result.overall_ppl = writer.rows, writer.perplexity
+    result.rows, result.overall_ppl, result.not_finite = writer.rows, writer.perplexity, writer.not_finite
     result.seconds = before.get("seconds") or 0.0
     result.untimed = max(0, writer.rows - (before.get("timed_rows", before.get("rows")) or 0))
     result.peak_vram = max(rows.frame["cuda_vram_allocated"].dropna(), default=None)
@@ -93,15 +95,45 @@ def close_session(record: dict[str, Any], result: RunResult) -> None:
 
 def _record(csv: Path) -> dict[str, Any]:
     path = csv.with_suffix(".json")
+    if not path.exists():
+        raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {BEGIN_ANEW}")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"cannot go on with {csv}: its record {path.name} is missing; {BEGIN_ANEW}") from error
-    except (OSError, ValueError) as error:
+        record = read_record(path) or {}
+    except UserError as error:
         raise UserError(f"cannot go on with {csv}: its record {path.name} cannot be read; {BEGIN_ANEW}") from error
-    if not isinstance(record, dict) or not isinstance(record.get("determined_by"), dict):
+    if not isinstance(record.get("determined_by"), dict):
         raise UserError(f"cannot go on with {csv}: its record does not say what determined it; {BEGIN_ANEW}")
+    try:
+        checked(_Taken, record, lambda key: f"{key} ")
+    except UserError as error:
+        raise UserError(
+            f"cannot go on with {csv}: its record {path.name} is damaged ({error}); {BEGIN_ANEW}"
+        ) from error
     return record
+
+
+class _Session(BaseModel):
+    """What has to be known of a session; further keys do not matter."""
+
+    model_config = ConfigDict(strict=True)
+
+    first_row: PositiveInt
+    exit_reason: str
+    seconds: NonNegativeFloat | None = None
+
+
+class _Taken(BaseModel):
+    """What is taken from a record as it stands; further keys do not matter."""
+
+    model_config = ConfigDict(strict=True)
+
+    exit_reason: str | None = None
+    rows: NonNegativeInt | None = None
+    timed_rows: NonNegativeInt | None = None
+    seconds: NonNegativeFloat | None = None
+    resumed_at: list[int] | None = None
+    notes: list[Any] | None = None
+    sessions: list[_Session] | None = None
 
 
 def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None:
@@ -133,9 +165,9 @@ def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:
     number = np.arange(1, len(frame) + 1)
     with np.errstate(over="ignore", invalid="ignore"):
         sums = np.cumsum(rows["nll"])
-        right = (rows["input_length"] == number) & np.isfinite(rows["nll"])
-        right &= np.isclose(rows["ppl"], np.exp(rows["nll"]), rtol=SLACK, atol=0)
-        right &= np.isclose(rows["overall_ppl"], np.exp(sums / number), rtol=SLACK, atol=0)
+        right = (rows["input_length"] == number) & ~np.isneginf(rows["nll"])  # a model may overflow: then it is none
+        right &= np.isclose(rows["ppl"], np.exp(rows["nll"]), rtol=SLACK, atol=0, equal_nan=True)
+        right &= np.isclose(rows["overall_ppl"], np.exp(sums / number), rtol=SLACK, atol=0, equal_nan=True)
         right &= np.isfinite(rows["kv_cache_bytes"]) & np.isfinite(rows["token"])
     same = rows["token"] == tokens[1 : len(frame) + 1].numpy()
     wrong = np.flatnonzero(~(right & same))

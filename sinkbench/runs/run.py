@@ -1,8 +1,11 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from statistics import median
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
@@ -23,8 +27,9 @@ from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
-from sinkbench.runs.signals import Interrupted, signals, undisturbed
+from sinkbench.runs.tracing import begun_trace, keep_trace, lacks_trace, traced
 from sinkbench.runs.writer import RowWriter
+from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
 from sinkbench.strategies.registry import chosen_by
@@ -54,36 +59,88 @@ def run(
     """
     config, chosen = named(config), chosen_by(config)
     result = RunResult(chosen.name, config.csv)
-    with RowWriter(config.csv, config.overwrite, resume=config.resume) as writer, signals():
-        record, reason, error = opening(config, chosen), FINISHED, None
-        checkpoint = cache(lambda: find(config.model))
-        try:
-            stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
-            if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
-                reason = ENDED
-            record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
-            if config.resume:
-                resumed(writer, record, stream.tokens, result)
-                if writer.rows == len(stream.tokens) - 1 and record["exit_reason"] == reason:
-                    result.exit_reason = reason
-                    return result  # it is complete, and so is its record
-            if writer.rows < len(stream.tokens) - 1:
-                check_format(chosen, checkpoint())
-                model = load(checkpoint())
-                _check_vocabulary(stream.tokens, model, config)
-                record |= _resolved(config, model, stream)
-                plan = chosen.plan(layer_sizes(model.config))
-                engine = choose_engine(
-                    model, plan, config.engine, config.cuda_graphs, config.chunk_size, _noting(record, result, note)
-                )
-                steps = engine.run(plan, stream.tokens, writer.rows)
-                _write(steps, stream.tokens, writer, result, watch, record)
-        except BaseException as caught:
-            error = caught
-        _close(record, result, writer, error, reason)
+    with signals() as watching, RowWriter(config.csv, config.overwrite, resume=config.resume) as writer:
+        record = opening(config, chosen)
+        work = _Work(config, chosen, record, result, writer, watch, note)
+        error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
+        if error is None or isinstance(error, torch.OutOfMemoryError):
+            error = writer.disturbed() or error
+        error = work.keep_trace(error)
+        if work.all_there and error is not None:
+            result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
+        elif not work.on_record:
+            _close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
+
+
+@dataclass
+class _Work:
+    """A run under way.
+
+    Attributes:
+        reason: how it ends if nothing ends it early.
+        all_there: whether all rows were there before.
+        on_record: whether their record says so, and no trace is to be added.
+        trace: what takes note of evictions.
+    """
+
+    config: RunConfig
+    chosen: Chosen
+    record: dict[str, Any]
+    result: RunResult
+    writer: RowWriter
+    watch: Watch
+    note: Callable[[str], None]
+    reason: str = FINISHED
+    all_there: bool = False
+    on_record: bool = False
+    trace: Trace | None = None
+
+    def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
+        """Everything between the opening of the files and their end."""
+        config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
+        stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
+        if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
+            self.reason = ENDED
+        record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
+        check()
+        if config.resume:
+            with undisturbed():  # file, record and result are taken up together
+                resumed(writer, record, stream.tokens, self.result)
+        self.all_there = writer.rows == len(stream.tokens) - 1
+        if self.all_there:
+            writer.trim()
+            self.result.exit_reason = self.reason
+            if not lacks_trace(config, chosen, config.csv, writer.rows):
+                self.on_record = record["exit_reason"] == self.reason
+                return
+        check_format(chosen, checkpoint())
+        model = load(checkpoint())
+        check()
+        _check_unchanged(checkpoint(), record)
+        _check_vocabulary(stream.tokens, model, config)
+        record |= _resolved(config, model, stream)
+        self._read(model, stream.tokens)
+
+    def _read(self, model: PreTrainedModel, tokens: Tensor) -> None:
+        config, record, writer = self.config, self.record, self.writer
+        plan = self.chosen.plan(layer_sizes(model.config))
+        note = _noting(record, self.result, self.note)
+        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        self.trace = begun_trace(config, plan, note)
+        if self.all_there and not plan.by_score:
+            return  # the trace follows from the plan
+        steps = engine.run(plan, tokens, writer.rows, self.trace)
+        _write(steps, tokens, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
+
+    def keep_trace(self, error: BaseException | None) -> BaseException | None:
+        """Write what was noted; ``error`` is what ended the work, and the answer what did, this among it."""
+        read_so_far = error is None or (self.writer.begun and not self.all_there)
+        if self.trace is None or not self.writer.rows or not read_so_far:
+            return error
+        return keep_trace(self.trace, self.chosen, self.writer, error)
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:
@@ -97,6 +154,25 @@ def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], Non
     return noted
 
 
+def _overflows(watch: Watch, say: Callable[[str], None], dtype: str) -> Watch:
+    """``watch``, and a line at the first NLL that is no number."""
+    said = False
+
+    def watched(step: Steps, result: RunResult) -> None:
+        nonlocal said
+        wrong = next((i for i, nll in enumerate(step.nll) if not math.isfinite(nll)), None)
+        if wrong is not None and not said:
+            said = True
+            advice = "" if dtype == "float32" else ", try --dtype float32"
+            say(
+                f"the NLL of row {step.first + wrong} is {step.nll[wrong]}, and so is the perplexity from there on: "
+                f"the model's numbers overflow in {dtype}{advice}"
+            )
+        watch(step, result)
+
+    return watched
+
+
 def _write(
     steps: Iterator[Steps],
     tokens: Tensor,
@@ -105,10 +181,12 @@ def _write(
     watch: Watch,
     record: dict[str, Any],
 ) -> None:
-    """Write all steps as they come, and the opening record before the first of them."""
+    """Write all steps as they come, and the opening record before the first of them; nothing where there are none."""
     latencies, before = list(writer.latencies), result.seconds
     begin = time.perf_counter()
-    first = next(steps)  # what a user can mend shows before anything is written
+    first = next(steps, None)  # what a user can mend shows before anything is written
+    if first is None:
+        return
     record |= {"seconds": before, "timed_rows": result.rows - result.untimed}  # should this session be killed
     write_json(writer.path.with_suffix(".json"), record, ready=writer.begin)
     try:
@@ -117,6 +195,7 @@ def _write(
             with undisturbed():
                 writer.write(step, predicted)
                 result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
+                result.not_finite = writer.not_finite
             result.seconds = before + time.perf_counter() - begin
             result.kv_cache_bytes = max(result.kv_cache_bytes, *step.kv_cache_bytes)
             if step.latency is not None:
@@ -179,6 +258,7 @@ def _close(
         "exit_reason": reason,
         "rows": result.rows,
         "overall_ppl": result.overall_ppl if result.rows else None,
+        "rows_not_finite": result.not_finite,
         "seconds": result.seconds,
         "timed_rows": result.rows - result.untimed,
         "tokens_per_second": result.tokens_per_second,
@@ -186,13 +266,16 @@ def _close(
         "peak_vram_gib": result.peak_vram,
         "peak_kv_cache_bytes": result.kv_cache_bytes,
     }
+    record |= traced(writer.path, result.rows)
     close_session(record, result)
-    if isinstance(error, UserError) and not result.rows:
+    if isinstance(error, UserError) and not (writer.begun and result.rows):
         if writer.begun:
-            writer.path.with_suffix(".json").unlink(missing_ok=True)  # it promises rows, and not one could be written
+            with suppress(OSError):  # it promises rows, and not one could be written
+                writer.path.with_suffix(".json").unlink()
         return  # the message says it all
     if writer.rows or not writer.replaces:
         try:
+            writer.trim()  # of an older result, no more than the rows that the record counts
             write_json(writer.path.with_suffix(".json"), record)
         except UserError:
             if error is None:
@@ -210,6 +293,11 @@ def failure(error: BaseException) -> str:
     """The exit reason of a run that ended in ``error``."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     return "failed: " + " ".join(f"{kind}{error}".split())
+
+
+def _check_unchanged(checkpoint: Checkpoint, record: dict[str, Any]) -> None:
+    if weights_of(checkpoint) != record["determined_by"]["weights"]:
+        raise UserError(f"the files of {checkpoint.source.name!r} were changed while they were read: run it again")
 
 
 def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, config: RunConfig) -> None:

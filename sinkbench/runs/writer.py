@@ -3,6 +3,7 @@
 import fcntl
 import math
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -12,17 +13,22 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
+from sinkbench.results.files import is_at, replace_file
+from sinkbench.results.folders import make_folder, remove_empty
 from sinkbench.results.rows import Damage, Rows, header_of, parse
+from sinkbench.results.traces import trace_of
+from sinkbench.signals import undisturbed
 
 if TYPE_CHECKING:
     from sinkbench.engines.step import Steps
 
 Value: TypeAlias = float | int | None
+TRIES = 100  # to open a file whose folder others make and remove
 
 
 def perplexity(mean_nll: float) -> float:
-    """``exp(mean_nll)``; ``inf`` only where no float64 can hold it."""
-    return math.exp(mean_nll) if mean_nll < 709.78 else math.inf
+    """``exp(mean_nll)``: ``inf`` only where no float64 can hold it, and no number where ``mean_nll`` is none."""
+    return math.inf if mean_nll >= 709.78 else math.exp(mean_nll)
 
 
 def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
@@ -68,23 +74,31 @@ class RowWriter:
         self._further = self.columns[len(BASE_COLUMNS) :]
         self.rows = 0
         self.nll_sum = 0.0
+        self.not_finite = 0  # NLLs that are no numbers
         self.latencies: list[float] = []  # of rows that were taken up
-        self._file = _open(path, overwrite or resume)
+        self._file, self._made = _open(path, overwrite or resume)
         self._size = 0  # bytes of complete rows
         self.replaces = self._file.tell() > 0  # an older result, which stays until the first row
         self.begun = False
 
     def begin(self) -> None:
-        """Give up an older result, unless it was taken up; to be called before the new one's record is in place."""
+        """Give up an older result, or what follows the rows that were taken up of it; and the trace of fewer rows.
+
+        To be called before the new record is in place.
+        """
+        trace_of(self.path).unlink(missing_ok=True)
+        self.trim()
+
+    def trim(self) -> None:
+        """Give up an older result, or what follows the rows that were taken up of it."""
         self.begun = True
-        if not self.rows:
-            self._file.truncate(0)
-            self.replaces = False
+        self._file.truncate(self._size)
+        self.replaces = self.replaces and self.rows > 0
 
     def take_up(self, rows: Rows, nll_sum: float) -> None:
         """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
-        self._file.truncate(rows.size)
         self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
+        self.not_finite = sum(not math.isfinite(nll) for nll in rows.frame["nll"])
         self.latencies = rows.frame["latency"].dropna().tolist()
 
     def write(
@@ -116,6 +130,16 @@ class RowWriter:
             lines.append(f"{rows},{numbers},{costs},{token}{last}\n")
         self._append("".join(lines).encode())
         self.rows, self.nll_sum = rows, nll_sum
+        self.not_finite += sum(not math.isfinite(nll) for nll in steps.nll)
+
+    def disturbed(self) -> UserError | None:
+        """What to say where something else has removed, replaced, cut or written the file since it was opened."""
+        if not self.rows or (is_at(self.path, self._file) and os.fstat(self._file.fileno()).st_size == self._size):
+            return None
+        return UserError(
+            f"{self.path} was removed, replaced or changed by something else while it was written: "
+            f"its {self.rows} rows are not all there; give --overwrite to begin anew"
+        )
 
     def _behind(self, more: Mapping[str, Sequence[Value]] | Sequence[Value], rows: int) -> list[str]:
         """What each of these ``rows`` ends with: the cells of the further columns, a comma before each."""
@@ -154,10 +178,11 @@ class RowWriter:
         return self.nll_sum / self.rows if self.rows else math.nan
 
     def close(self) -> None:
-        """Close the file; one that never got a row is removed, unless it is an older result."""
+        """Close the file; one that never got a row goes, with the folders made for it, unless it is an older result."""
         if not self.rows and not self.replaces:
             with suppress(OSError):  # an empty file does no harm
                 self.path.unlink()
+            remove_empty(self._made)
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -173,42 +198,55 @@ def _cell(value: Value) -> str:
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 
-def _open(path: Path, replacing: bool) -> FileIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "ab")  # unbuffered: a row is with the operating system once it is written
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+def _open(path: Path, replacing: bool) -> tuple[FileIO, list[Path]]:
+    """The file, locked, and the folders that were made for it."""
+    made, file = _found(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         raise UserError(f"another process is writing {path}: wait for it, or give another --output-dir") from error
-    if not _is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
+    if not is_at(path, file):  # whoever held the lock has removed or replaced it meanwhile
         file.close()
-        return _open(path, replacing)
+        file, more = _open(path, replacing)
+        return file, made + more
     if file.tell() and not replacing:
         file.close()
         raise UserError(
             f"{path} already exists: give --overwrite to replace it, --resume to go on, or another --output-dir"
         )
-    return file
+    return file, made
 
 
-def _is_at(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except OSError:
-        return False
+def _found(path: Path) -> tuple[list[Path], FileIO]:
+    """The folders that were made for a file, and the file."""
+    for left in reversed(range(TRIES)):
+        made: list[Path] = []
+        try:
+            made = make_folder(path.parent)
+            return made, FileIO(
+                path, "ab", opener=_opened
+            )  # unbuffered: a row is with the operating system once it is written
+        except OSError as error:
+            remove_empty(made)
+            if left and isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+                continue  # another process had made the folder, and has just removed it
+            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    raise AssertionError
 
 
+def _opened(path: str, flags: int) -> int:
+    """As ``os.open``, of a file; a pipe is not waited for."""
+    number = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        return number
+    os.close(number)
+    raise OSError("it is a pipe or a device, not a file")
+
+
+@undisturbed()
 def put(path: Path, data: bytes) -> None:
     """Write the whole of a CSV file at once, or nothing, unless another process is writing it."""
-    parts = path.with_name(f".{path.name}.part")
-    with _open(path, replacing=True):
-        try:
-            parts.write_bytes(data)
-            parts.replace(path)
-        except OSError as error:
-            parts.unlink(missing_ok=True)
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    file, _ = _open(path, replacing=True)
+    with file:
+        replace_file(path, data, ready=lambda: trace_of(path).unlink(missing_ok=True))  # a trace of other rows

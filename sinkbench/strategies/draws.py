@@ -21,8 +21,20 @@ def draw(seed: int, layer: int, tokens: "Tensor") -> "Tensor":
     import torch
 
     heads = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
-    mixed = _mix(_mix(_mix(tokens.new_tensor(seed)) + layer) + heads)
+    mixed = _mix(heads + _signed(_mix_number(_mix_number(seed) + layer)))
     return _shifted(_mix(mixed + tokens), 11).double() / 2**53
+
+
+def _mix_number(x: int) -> int:
+    """As :func:`_mix`, of one number, without a tensor that a device would have to wait for."""
+    x = (x + STEP) % 2**64
+    x = ((x ^ (x >> 30)) * FIRST) % 2**64
+    x = ((x ^ (x >> 27)) * SECOND) % 2**64
+    return x ^ (x >> 31)
+
+
+def _signed(x: int) -> int:
+    return x - 2**64 if x >= 2**63 else x
 
 
 def _mix(x: "Tensor") -> "Tensor":

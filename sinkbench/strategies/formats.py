@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sinkbench.errors import UserError
-from sinkbench.strategies.policy import Policy
+from sinkbench.strategies.policy import Count, Policy
 from sinkbench.validation import nearest, shown
 
 if TYPE_CHECKING:
@@ -70,13 +70,17 @@ class Kivi(Format):
         """Of a number."""
         return BITS[self.name]
 
-    def quantised(self, seen: int) -> tuple[int, int]:
-        """How many of the first keys, and of the first values, are quantised once ``seen`` tokens have been fed."""
-        return seen // self.residual * self.residual, max(0, seen - self.residual)
+    def keys_quantised(self, fed: Count) -> Count:
+        """How many of the first keys are quantised once ``fed`` tokens have been fed."""
+        return fed // self.residual * self.residual
+
+    def values_quantised(self, fed: Count) -> Count:
+        """How many of the first values are quantised once ``fed`` tokens have been fed."""
+        over = fed - self.residual
+        return (over > 0) * over
 
     def bytes_of(self, held: "np.ndarray", head_dim: int, itemsize: int) -> "np.ndarray":
-        keys, values = held // self.residual * self.residual, (held - self.residual).clip(min=0)
-        few = keys + values
+        few = self.keys_quantised(held) + self.values_quantised(held)
         code = self.bits / 8 + 2 * itemsize / self.group  # of a number, with its share in a minimum and a scale
         return head_dim * (few * code + (2 * held - few) * itemsize)
 

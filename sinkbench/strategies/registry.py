@@ -1,8 +1,8 @@
 """Where strategies come from: built in, entry points of the group ``sinkbench.strategies``, files."""
 
-import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import tomllib
@@ -23,6 +23,7 @@ from sinkbench.strategies.formats import Format
 from sinkbench.strategies.formats import parse as parse_format
 from sinkbench.strategies.plan import LayerSizes, Plan, Positions, make_plan
 from sinkbench.strategies.policy import Policy
+from sinkbench.strategies.sources import digest, digest_of
 from sinkbench.validation import nearest, shown
 
 GROUP = "sinkbench.strategies"
@@ -48,7 +49,7 @@ class Found:
     Attributes:
         name: what it is called: in files' names, tables and keys.
         source: ``built in``, a distribution, or a file.
-        sha256: of the source of a class that is not built in; ``None`` for one that is.
+        sha256: of the source of a class that is not built in, and of what it imports; ``None`` for one that is.
     """
 
     name: str
@@ -108,11 +109,14 @@ class Chosen:
     def identity(self) -> dict[str, Any]:
         """What decides what is kept, as a key needs it. Two choices that keep the same may still differ in it."""
         policy = self.strategy.policy(self.window)
+        known = self.found.sha256 is None and self.strategy.context(self.window) is None
+        own = {} if self.found.sha256 is None else {"class": self.found.kind.__qualname__}  # a file may have several
         return {
+            **own,
             "strategy": self.name,
             "source": self.found.sha256,
-            "parameters": self.strategy.model_dump(),
-            "window": policy.window if self.strategy.context(self.window) is None else self.window,
+            "parameters": {name: _in_json(value) for name, value in self.strategy.model_dump(mode="json").items()},
+            "window": policy.window if known else self.window,  # others may make of it what they like in each layer
             "positions": self.positions,
             "format": str(self.format),
         }
@@ -260,8 +264,8 @@ def _from_entry_point(point: EntryPoint) -> Found:
         raise UserError(f"{where} cannot be imported: {_reason(error)}") from error
     _check(kind, where)
     file = inspect.getsourcefile(kind)
-    source = Path(file).read_bytes() if file else b""
-    return Found(point.name, kind, point.dist.name if point.dist else point.value, _digest(source))
+    source = digest_of(Path(file), Path(file).read_bytes(), kind) if file else digest(b"")
+    return Found(point.name, kind, point.dist.name if point.dist else point.value, source)
 
 
 def _from_file(path: Path, name: str) -> Found:
@@ -274,12 +278,15 @@ def _from_file(path: Path, name: str) -> Found:
     if kind is None:
         raise UserError(f"--experiment {where}: the file has no class {name!r}")
     _check(kind, where)
-    return Found(snake(name), kind, str(path), _digest(source))
+    try:
+        return Found(snake(name), kind, str(path), digest_of(path, source, kind))
+    except OSError as error:
+        raise UserError(f"--experiment {where}: imports {error.filename}: {error.strerror or error}") from error
 
 
 def _imported(path: Path, source: bytes) -> ModuleType:
     """The module in a file, executed once for what it says."""
-    name = f"sinkbench_strategy_{_digest(source)[:16]}"
+    name = f"sinkbench_strategy_{digest(source)[:16]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -319,13 +326,14 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:]
 
 
+def _in_json(value: Any) -> Any:
+    """``value`` as a record has it, where numbers that are none would all be null."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def snake(name: str) -> str:
     """``ClassName`` as ``class_name``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _digest(source: bytes) -> str:
-    return hashlib.sha256(source).hexdigest()
 
 
 def _reason(error: BaseException) -> str:

@@ -11,13 +11,14 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
 
-from sinkbench.config import Option, RunConfig, options_of
+from sinkbench.config import ModelSource, Option, RunConfig, options_of
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
 from sinkbench.strategies.naming import file_stem
@@ -72,6 +73,10 @@ class Experiments:
         """The same with results in another folder."""
         return replace(self, options=self.options.model_copy(update={"output_dir": folder}))
 
+    @cached_property
+    def _kept(self) -> list[RunConfig]:
+        return self._strategies()
+
     def cells(self) -> list[RunConfig]:
         """All runs, those of one model together; of those that come to the same, the first.
 
@@ -88,18 +93,18 @@ class Experiments:
                 output_dir=self._folder(model, dataset, dtype),
             )
             for model, dtype, dataset in groups
-            for kept in self._strategies()
+            for kept in self._kept
         ]
 
-    def shape(self, cell: RunConfig) -> ModelSizes:
-        """The sizes of a cell's model: the file's, or else those of the model's configuration.
+    def shape(self, model: ModelSource) -> ModelSizes:
+        """The sizes of a model: the file's, or else those of the model's configuration.
 
         Raises:
             UserError: the file has none, and the configuration cannot be had.
         """
         from sinkbench.models.loading import locate
 
-        return self.shapes.get(cell.model_name_or_path) or read_sizes(locate(cell.model))
+        return self.shapes.get(model.name) or read_sizes(locate(model))
 
     def _strategies(self) -> list[RunConfig]:
         """One configuration for each strategy and its sizes, named after what varies."""
@@ -125,9 +130,10 @@ class Experiments:
 
     def _stem(self, config: RunConfig) -> str:
         """The strategy, its parameters, and those of the sizes that make a difference to it here."""
-        o, stem = self.options, file_stem(config, chosen_by(config))
+        o, stem, own = self.options, file_stem(config, chosen_by(config)), _identity(config)
         for name, short in (("window_size", "window"), ("attention_sink_size", "sinks")):
-            if len({_identity(config.but(**{name: value})) for value in getattr(o, name)}) > 1:
+            others = (value for value in getattr(o, name) if value != getattr(config, name))
+            if any(_identity(config.but(**{name: value})) != own for value in others):  # mostly the first does
                 stem += f"-{short}_{getattr(config, name)}"
         return stem
 

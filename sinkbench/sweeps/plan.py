@@ -1,20 +1,26 @@
 """A sweep: the cells of an experiment file, known by what determines their results, carried out and on record."""
 
-import json
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from sinkbench.config import ModelSource, RunConfig, Source
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.errors import UserError
 from sinkbench.models.loading import Checkpoint, load_tokenizer, locate
+from sinkbench.results.record import read_record
 from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
+from sinkbench.runs.tracing import lacks_trace
+from sinkbench.signals import check
 from sinkbench.strategies.registry import chosen_by
+from sinkbench.validation import checked
 
 RESULTS = (FINISHED, ENDED, OUT_OF_MEMORY)  # how a cell ends that needs no other try
 
@@ -48,8 +54,9 @@ def planned(
     """Every cell, with the result that ``folder`` already holds of it, under whatever name.
 
     A result counts where its key is that of the cell, and its device one of ``devices``: what ran out of memory, or
-    was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now cannot be known from others;
-    it is left to its turn, and to its retries.
+    was slow, elsewhere says nothing of here. A cell whose model or text cannot be had now, for whatever reason, cannot
+    be known from others; it is left to its turn, and to its retries. One that lacks a trace has its turn too: where its
+    rows lie in their place they stay, and the trace alone is made.
 
     Args:
         find: looks for a model.
@@ -61,16 +68,18 @@ def planned(
     shared = _Shared(find)
     plan = []
     for config in cells:
+        check()
         try:
             identity = shared.identity(config)
-        except UserError:
+        except Exception:  # whatever it is: the cell meets it again, and fails alone
             plan.append(Cell(config, {}))
             continue
         there = [] if config.overwrite else known.get(identity["key"], [])
         own = [result for device, result in there if device in devices]
         if not own:
             _check_place(config, there, devices)
-        plan.append(Cell(config, identity, own[-1] if own else None, skipped=bool(own)))
+        done = [result for result in own if not lacks_trace(config, chosen_by(config), result.csv, result.rows)]
+        plan.append(Cell(config, identity, done[-1] if done else None, skipped=bool(done)))
     return plan
 
 
@@ -85,12 +94,12 @@ def _check_place(config: RunConfig, there: Sequence[tuple[str, RunResult]], devi
 
 
 class _Shared:
-    """Models and texts that several cells share, each looked for once; an error is raised each time."""
+    """Models and texts that several cells share, each looked for once."""
 
     def __init__(self, find: Callable[[ModelSource], Checkpoint]) -> None:
-        self.checkpoint = _once(find)
-        self.weights = _once(lambda source: weights_of(self.checkpoint(source)))
-        self.stream = _once(self._read)
+        self.checkpoint = once(find)
+        self.weights = once(lambda source: weights_of(self.checkpoint(source)))
+        self.stream = once(self._read)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
         stream = self.stream((config.model, config.source, config.num_tokens))
@@ -101,16 +110,17 @@ class _Shared:
         return read_stream(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
 
 
-def _once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """``work`` for cells that share what it works on: done once an argument; an error is raised each time."""
     known: dict[Any, Any] = {}
 
     def answer(argument: Any) -> Any:
         if argument not in known:
             try:
                 known[argument] = work(argument)
-            except UserError as error:
+            except Exception as error:
                 known[argument] = error
-        if isinstance(known[argument], UserError):
+        if isinstance(known[argument], Exception):
             raise known[argument]
         return known[argument]
 
@@ -118,33 +128,58 @@ def _once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
-    """Results in ``folder`` and below whose rows are all there: by key, the device and the result of each."""
+    """Results in ``folder`` and below whose rows are all there: by key, the device and the result of each.
+
+    What cannot be read, or does not say what a record says, is no result.
+    """
     found: dict[str, list[tuple[str, RunResult]]] = {}
     for path in sorted(folder.rglob("*.json")) if folder.is_dir() else []:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        check()
+        csv = path.with_suffix(".csv")
+        if not (path.is_file() and csv.is_file()):  # a pipe would be waited for
             continue
-        if isinstance(record, dict) and record.get("exit_reason") in RESULTS and isinstance(record.get("key"), str):
-            result = _result(path.with_suffix(".csv"), record)
-            if complete_rows_in(result.csv) == result.rows:
-                found.setdefault(record["key"], []).append((str(record.get("device")), result))
+        try:
+            record = checked(_Recorded, read_record(path) or {}, str)
+        except UserError:
+            continue
+        result = _result(csv, record)
+        if record.exit_reason in RESULTS and complete_rows_in(csv) == result.rows:
+            found.setdefault(record.key, []).append((str(record.device), result))
     return found
 
 
-def _result(csv: Path, record: dict[str, Any]) -> RunResult:
-    ppl = record.get("overall_ppl")
+class _Recorded(BaseModel):
+    """What a sweep has to know of a record; further keys do not matter."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=True)
+
+    key: str
+    exit_reason: str
+    device: str | None = None
+    experiment: str
+    rows: NonNegativeInt
+    overall_ppl: float | None = None
+    seconds: NonNegativeFloat | None = None
+    median_latency: float | None = None
+    peak_vram_gib: float | None = None
+    peak_kv_cache_bytes: NonNegativeInt | None = None
+    timed_rows: NonNegativeInt | None = None
+    rows_not_finite: NonNegativeInt = 0
+
+
+def _result(csv: Path, record: _Recorded) -> RunResult:
     return RunResult(
-        record.get("experiment", csv.stem),
+        record.experiment,
         csv,
-        rows=record.get("rows") or 0,
-        overall_ppl=float("nan") if ppl is None else ppl,
-        exit_reason=record["exit_reason"],
-        seconds=record.get("seconds") or 0.0,
-        latency=record.get("median_latency"),
-        peak_vram=record.get("peak_vram_gib"),
-        kv_cache_bytes=record.get("peak_kv_cache_bytes") or 0,
-        untimed=max(0, (record.get("rows") or 0) - (record.get("timed_rows", record.get("rows")) or 0)),
+        rows=record.rows,
+        overall_ppl=float("nan") if record.overall_ppl is None else record.overall_ppl,
+        exit_reason=record.exit_reason,
+        seconds=record.seconds or 0.0,
+        latency=record.median_latency,
+        peak_vram=record.peak_vram_gib,
+        kv_cache_bytes=record.peak_kv_cache_bytes or 0,
+        not_finite=record.rows_not_finite,
+        untimed=max(0, record.rows - (record.rows if record.timed_rows is None else record.timed_rows)),
     )
 
 
@@ -179,9 +214,10 @@ def sweep(
 def _record_failure(cell: Cell) -> None:
     """Put a failure on record where no record has it."""
     assert cell.result is not None
-    path = cell.options.csv.with_suffix(".json")
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = cell.options
-        about = {"experiment": options.experiment, "engine": options.engine, "options": options.model_dump(mode="json")}
-        write_json(path, {**about, **cell.identity, "ended": now(), "exit_reason": cell.result.exit_reason, "rows": 0})
+    options, path = cell.options, cell.options.csv.with_suffix(".json")
+    about = {"experiment": options.experiment, "engine": options.engine, "options": options.model_dump(mode="json")}
+    record = {**about, **cell.identity, "ended": now(), "exit_reason": cell.result.exit_reason, "rows": 0}
+    with suppress(UserError, OSError):  # where there is no place for it, that is why the cell has failed
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, record)

@@ -16,7 +16,6 @@ from tiny import shared
 from sinkbench.cache.formats import kivi_keys, kivi_values, read_back
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.captured import refuses_rings
-from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
@@ -158,12 +157,6 @@ class TestKivi:
         whole, few = (nll(Stepwise(model), plan, tokens) for plan in (tiny.plan(model, "transformers"), kivi))
         assert np.array_equal(whole[:32], few[:32])
         assert np.abs(whole - few)[32:].min() > 0
-
-    def test_the_parallel_engine_refuses_it_and_names_the_other(self):
-        model = shared("llama")
-        plan = tiny.plan(model, "transformers", kv_format="kivi4:group=16")
-        with pytest.raises(UserError, match="use --engine stepwise"):
-            choose_engine(model, plan, "parallel")
 
     def test_layers_with_a_window_of_their_own_are_refused(self):
         model = tiny.build("mistral", sliding_window=8, **tiny.GROUPED)

@@ -27,9 +27,10 @@ EVICTION = GOLDEN / "eviction"
         ("keydiff_llama_distinct", "llama", EVICTION / "tokens_distinct.jsonl", ["--experiment", "keydiff"]),
     ],
 )
-def test_every_row_agrees_with_the_published_code(reference, model, tokens, options, here, tmp_path):
+@pytest.mark.parametrize("engine", [[], ["--engine", "parallel", "--chunk-size", 37], ["--engine", "parallel"]])
+def test_every_row_agrees_with_the_published_code(reference, model, tokens, options, engine, here, tmp_path):
     source = ["--model-name-or-path", GOLDEN / model, "--dataset-name", tokens, "--data-column", "input_ids"]
-    status, _, error = here("run", *options, *source, "--window-size", 32, "--output-dir", tmp_path)
+    status, _, error = here("run", *options, *engine, *source, "--window-size", 32, "--output-dir", tmp_path)
     assert (status, error) == (0, "")
     (csv,) = tmp_path.glob("*.csv")
     ours, published = pd.read_csv(csv), pd.read_csv(EVICTION / f"{reference}.csv")

@@ -93,7 +93,7 @@ def test_a_second_process_is_kept_off_a_file_that_is_being_written(long_stream, 
 
 
 def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
-    def starved(plan, tokens, start):
+    def starved(plan, tokens, start, trace):
         for t in range(7):
             yield Steps(t + 1, [1.0], 0.1, None, [0])
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -107,7 +107,7 @@ def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
 
 
 def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, tmp_path):
-    def failing(plan, tokens, start):
+    def failing(plan, tokens, start, trace):
         yield Steps(1, [1.0], 0.1, None, [0])
         raise RuntimeError("cable pulled")
 

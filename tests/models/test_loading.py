@@ -329,6 +329,25 @@ def test_an_unpacked_folder_is_used_again(gguf, run, cache):
     assert (kept / WEIGHTS).stat().st_mtime_ns == written
 
 
+def test_another_file_of_the_same_name_size_and_time_is_unpacked_anew(gguf, run, cache, tmp_path):
+    before = run(gguf)
+    about, content = gguf.stat(), bytearray(gguf.read_bytes())
+    content[-2000:-1000] = content[-1000:]
+    gguf.write_bytes(content)
+    os.utime(gguf, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert run(gguf) != before
+
+
+def test_a_file_of_that_name_in_the_current_folder_is_not_taken_for_it(gguf, run, monkeypatch, tmp_path):
+    before = run(gguf)
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / gguf.name).write_bytes(b"no model")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(unpacked, "LIMIT", 0)
+    assert run(gguf) == pytest.approx(before, abs=1e-5)
+
+
 def test_what_a_killed_process_left_behind_is_cleared_after_a_day(gguf, run, cache):
     old, new = cache / ".unpacking-old", cache / ".unpacking-new"
     for left in (old, new):

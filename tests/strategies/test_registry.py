@@ -1,10 +1,15 @@
 """Where strategies come from, and one line for what is wrong with one."""
 
+import hashlib
+import json
+import math
+import os
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from sinkbench.errors import UserError
+from sinkbench.results.files import json_text
 from sinkbench.strategies import Eviction, LayerSizes, choose, find, registry
 from sinkbench.strategies.pyramid import budgets
 from sinkbench.strategies.registry import BUILTIN, parse_settings
@@ -42,6 +47,71 @@ def test_an_edited_source_is_another_strategy(file):
     before = choose(f"{file}:LastHalf", 16).identity
     file.write_text(SOURCE.replace("Half of", "A part of"))
     assert choose(f"{file}:LastHalf", 16).identity != before
+
+
+HELPED = SOURCE.replace(
+    "from sinkbench", "import sys\nsys.path.insert(0, __file__.rpartition('/')[0])\n\nfrom sinkbench", 1
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "helper"),
+    [
+        ("import helper_a", "helper_a.py"),
+        ("        from helper_b.inner import SHARE", "helper_b/inner.py"),  # when it is asked, not when it is read
+        ("import helper_c", "helper_d.py"),  # which helper_c imports
+        ("from helper_e import base", "helper_e/base.py"),
+    ],
+)
+def test_so_is_one_whose_modules_were_edited(line, helper, tmp_path):
+    keys = []
+    for share in (2, 3):
+        folder = tmp_path / str(share)
+        (folder / helper).parent.mkdir(parents=True)
+        (folder / "helper_c.py").write_text("import helper_d\n")
+        (folder / helper).write_text(f"SHARE = {share}\n")
+        before, within, after = HELPED.partition("        return Policy")
+        lazy = line.startswith(" ")
+        (folder / "mine.py").write_text(f"{before}{line}\n{within}{after}" if lazy else f"{HELPED}\n{line}\n")
+        keys.append(key_in_a_process(folder / "mine.py", tmp_path / "key"))
+    assert keys[0] != keys[1]
+
+
+def key_in_a_process(file, answer):
+    child = os.fork()
+    if not child:
+        answer.write_text(str(choose(f"{file}:LastHalf", 16).found.sha256))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    return answer.read_text()
+
+
+def test_two_classes_of_one_file_are_two_strategies(file):
+    file.write_text(SOURCE + "\nclass Last_Half(LastHalf):\n    pass\n")
+    first, second = choose(f"{file}:LastHalf", 16), choose(f"{file}:Last_Half", 16)
+    assert first.name == second.name
+    assert first.identity != second.identity
+
+
+def test_parameters_that_are_no_numbers_differ_on_record_too(file):
+    file.write_text(SOURCE.replace("share: int = 2", "share: int = 2\n    fade: float = 1.0"))
+    values = [math.inf, -math.inf, math.nan, 1.0]
+    found = [choose(f"{file}:LastHalf", 16, parameters={"fade": value}).identity for value in values]
+    assert len({json_text(identity) for identity in found}) == 4
+    assert [json.loads(json_text(identity)) for identity in found] == found
+
+
+def test_modules_that_are_installed_do_not_count(file):
+    before = choose(f"{file}:LastHalf", 16).found.sha256
+    assert before == hashlib.sha256(file.read_bytes()).hexdigest()
+    file.write_text("import json\nimport torch\n" + SOURCE)
+    assert choose(f"{file}:LastHalf", 16).found.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_window_counts_where_a_layer_may_make_anything_of_it(tmp_path):
+    path = tmp_path / "layered.py"
+    path.write_text(SOURCE.replace("window // self.share", "window if layer else 8"))
+    assert choose(f"{path}:LastHalf", 16).identity != choose(f"{path}:LastHalf", 32).identity
 
 
 def test_an_entry_point_is_named_by_its_name(file, monkeypatch):

@@ -22,6 +22,7 @@ import ray as real_ray
 
 from sinkbench.cli import main
 from sinkbench.errors import UserError
+from sinkbench.results.traces import tokens_in, trace_of
 from sinkbench.sweeps.experiment import read_experiments
 from sinkbench.sweeps.launchers import ray as launcher
 from sinkbench.sweeps.launchers.transfer import checksum, place, scratch, work
@@ -216,6 +217,19 @@ def test_what_was_brought_back_is_put_where_it_belongs(transfer):
         "windowed-window_16.csv",
         "windowed-window_16.json",
     ]
+
+
+def test_a_trace_travels_with_its_rows_and_one_of_other_rows_does_not_stay(file, tmp_path):
+    options = read_experiments(file).cells()[1].but(num_tokens=30, output_dir=tmp_path, trace=True)
+    whole = work(options)
+    place(whole, options)
+    assert tokens_in(trace_of(options.csv)) == 30
+    assert json.loads(options.csv.with_suffix(".json").read_text())["trace"] == "windowed-window_16.trace.npz"
+    damaged = replace(whole, trace=whole.trace[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        place(damaged, options)
+    place(work(options.but(trace=False)), options)
+    assert not trace_of(options.csv).exists()
 
 
 @pytest.mark.parametrize("damage", ["a byte", "a row", "a row twice", "a number"])

@@ -149,8 +149,8 @@ def test_overwrite_runs_what_is_finished_again(here, file, loads):
 
 
 def test_out_of_memory_is_a_result_and_the_sweep_goes_on(here, file, monkeypatch):
-    def starved(engine, plan, tokens, start):
-        for step in engine.run(plan, tokens, start):
+    def starved(engine, plan, tokens, start, trace):
+        for step in engine.run(plan, tokens, start, trace):
             if plan.dense and step.first > 10:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             yield step
@@ -169,13 +169,13 @@ def test_out_of_memory_is_a_result_and_the_sweep_goes_on(here, file, monkeypatch
 def test_a_cell_that_fails_is_tried_again_as_often_as_stated(retries, ends, here, file, monkeypatch):
     tries = []
 
-    def loose(engine, plan, tokens, start):
+    def loose(engine, plan, tokens, start, trace):
         if (plan.window, plan.governed[0].policy.sinks) == (16, 0):
             tries.append(start)
             if len(tries) <= 2:
-                yield from (step for step in engine.run(plan, tokens, start) if step.first <= start + 5)
+                yield from (step for step in engine.run(plan, tokens, start, trace) if step.first <= start + 5)
                 raise RuntimeError("cable pulled")
-        yield from engine.run(plan, tokens, start)
+        yield from engine.run(plan, tokens, start, trace)
 
     with_engines(monkeypatch, loose)
     path = file()

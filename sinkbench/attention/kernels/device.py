@@ -11,10 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.scores import products_of
+
 NOBODY = tl.constexpr(2147483647)  # no token has this index
 GONE = tl.constexpr(1e-25)  # a sum of powers below this is formed anew, from its own largest score
 BLOCK = 8  # heads of a group that are read at once
-MEETING = 8  # programs of a layer that meet at every token
+MEETING = 16  # programs of a layer that meet at every token
 
 
 @triton.jit
@@ -162,19 +164,8 @@ def _summed(
 
 
 @triton.jit
-def _stamped(x, step):
-    """A float32 and the number of its step in one word."""
-    return (tl.full((), step, tl.int64) << 32) | x.to(tl.float32).to(tl.uint32, bitcast=True).to(tl.int64)
-
-
-@triton.jit
-def _number(word):
-    return (word & 0xFFFFFFFF).to(tl.uint32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
 def _newest(
-    scores, largest, extra, tokens, died, board, held, first, n, m, window, sinks, recent, heads,
+    scores, largest, extra, tokens, died, board, counter, held, first, n, m, window, sinks, recent, heads,
     PROGRAMS: tl.constexpr, BLOCK: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One of the programs of a layer: it sums the shares of its heads, and reads those of all on a common board."""
@@ -192,6 +183,7 @@ def _newest(
     x = tl.load(line[None, :] + columns[:, None], mask=real[None, :] & alive[:, None], other=float("-inf"))
     y = tl.load(line + held, mask=real, other=0.0)
     parts = tl.arange(0, PROGRAMS)
+    counter += stream
     board += stream.to(tl.int64) * 2 * PROGRAMS * WIDTH
     for i in range(n):
         now, column = first + i, held + i
@@ -206,18 +198,17 @@ def _newest(
         mine = tl.sum(tl.where(real[None, :], shares, 0.0), axis=1)
         new = tl.sum(tl.where(real, share, 0.0), axis=0)
         if PROGRAMS > 1:
-            # each number goes with the number of its step, in one word, so that who reads it knows whether it is there;
-            # two boards in turn: who writes to one again has read what all wrote after they had read it
+            # two boards in turn: who writes to one again has met all that have read it
             here = board + (i % 2) * PROGRAMS * WIDTH
-            tl.store(here + part * WIDTH + s, _stamped(mine, i + 1), cache_modifier=".cg")
-            tl.store(here + part * WIDTH + SLOTS, _stamped(new, i + 1), cache_modifier=".cg")
-            words = tl.load(here + parts[None, :] * WIDTH + s[:, None], volatile=True)
-            more = tl.load(here + parts * WIDTH + SLOTS, volatile=True)
-            while tl.minimum(tl.min(tl.min(words, axis=1), axis=0), tl.min(more, axis=0)) >> 32 < i + 1:
-                words = tl.load(here + parts[None, :] * WIDTH + s[:, None], volatile=True)
-                more = tl.load(here + parts * WIDTH + SLOTS, volatile=True)
-            mine = tl.sum(_number(words), axis=1)
-            new = tl.sum(_number(more), axis=0)
+            tl.store(here + part * WIDTH + s, mine, cache_modifier=".cg")
+            tl.store(here + part * WIDTH + SLOTS, new, cache_modifier=".cg")
+            tl.debug_barrier()
+            arrived = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") + 1
+            while arrived < (i + 1) * PROGRAMS:
+                arrived = tl.atomic_add(counter, 0, sem="acquire", scope="gpu")
+            tl.debug_barrier()
+            mine = tl.sum(tl.load(here + parts[:, None] * WIDTH + s[None, :], cache_modifier=".cg"), axis=0)
+            new = tl.sum(tl.load(here + parts * WIDTH + SLOTS, cache_modifier=".cg"), axis=0)
         can = alive & (token >= sinks) & (token <= now - recent)
         victim = _lowest(mine, token, can, new, recent == 0)
         gone = alive & (token == victim) & (now >= window)
@@ -232,7 +223,15 @@ def _newest(
 
 
 @triton.jit
-def _alike(products, sums, marks, twins, tokens, died, held, first, n, m, window, sinks, recent, SLOTS: tl.constexpr):
+def _lower_older_and_sum(value, token, number, other, other_token, other_number):
+    first = (value < other) | ((value == other) & (token < other_token))
+    return tl.where(first, value, other), tl.where(first, token, other_token), number + other_number
+
+
+@triton.jit
+def _alike(
+    products, scale, sums, marks, twins, tokens, died, held, first, n, m, window, sinks, recent, SLOTS: tl.constexpr
+):
     head = tl.program_id(0).to(tl.int64)
     base = head * m
     s = tl.arange(0, SLOTS)
@@ -240,7 +239,8 @@ def _alike(products, sums, marks, twins, tokens, died, held, first, n, m, window
     alive = s < held
     columns = s
     token = tl.load(tokens + base + s, mask=alive, other=0).to(tl.int32)
-    mine = tl.load(sums + head * held + s, mask=alive, other=0.0)
+    mine = tl.load(sums + head * held + s, mask=alive, other=0.0).to(tl.float64)
+    size = tl.load(scale + base + s, mask=alive, other=0.0)
     products += head * m * m
     twin = tl.load(twins + head)
     row = tl.load(products + held * m + columns, mask=alive, other=0.0)
@@ -251,11 +251,15 @@ def _alike(products, sums, marks, twins, tokens, died, held, first, n, m, window
         row_next = tl.load(line + columns, mask=alive, other=0.0)
         joined = tl.load(line + column)
         own = tl.load(products + column.to(tl.int64) * m + column)
-        mine -= row.to(tl.float64)
-        new = -tl.sum(row, axis=0).to(tl.float64) - own.to(tl.float64)
+        its = tl.load(scale + base + column)
+        cosines = row * size * its
+        mine -= cosines.to(tl.float64)
         can = alive & (token >= sinks) & (token <= now - recent)
-        rounded = products.dtype.element_ty  # sums are carried in float64, and compared as the products are
-        victim = _lowest(mine.to(rounded), token, can, new.to(rounded), recent == 0)
+        value = mine.to(row.dtype)  # sums are carried in float64, and compared as the products are
+        value = tl.where(can & (value == value), value, float("inf"))  # noqa: PLR0124 - what is not a number
+        low, victim, total = tl.reduce((value, tl.where(can, token, NOBODY), cosines), 0, _lower_older_and_sum)
+        new = -total - own * its * its
+        victim = tl.where((recent == 0) & (new < low), NOBODY, victim)
         if twin != 0:  # equal keys have equal scores, whatever rounding says: of those the oldest goes
             mark = tl.load(marks + base + columns, mask=alive, other=0)
             wanted = tl.sum(tl.where(alive & (token == victim), mark, 0), axis=0)
@@ -266,12 +270,16 @@ def _alike(products, sums, marks, twins, tokens, died, held, first, n, m, window
         tl.store(died + base + columns, i, mask=gone)
         tl.store(died + base + column, i, mask=(victim == NOBODY) & (now >= window))
         place = tl.sum(tl.where(gone, columns, 0), axis=0)
-        line = products + tl.where(victim == NOBODY, column, place).to(tl.int64) * m
-        mine += tl.load(line + columns, mask=alive & (now >= window), other=0.0).to(tl.float64)
-        new += tl.where(now >= window, tl.load(line + column).to(tl.float64), 0.0)
+        place = tl.where(victim == NOBODY, column, place)
+        line = products + place.to(tl.int64) * m
+        lost = tl.load(line + columns, mask=alive & (now >= window), other=0.0)
+        theirs = tl.load(scale + base + place)
+        last = tl.where(now >= window, tl.load(line + column), 0.0)
+        mine += (lost * size * theirs).to(tl.float64)
         columns = tl.where(hit, column, columns)
         token = tl.where(hit, now, token)
-        mine = tl.where(hit, new, mine)
+        mine = tl.where(hit, (new + last * its * theirs).to(tl.float64), mine)
+        size = tl.where(hit, its, size)
         row = tl.where(hit, joined, row_next)
         alive = alive | hit
 
@@ -320,33 +328,36 @@ def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, *
     """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``."""
     streams, heads, n, m = scores.shape
     slots = triton.next_power_of_2(limits["window"])
-    programs = min(MEETING, triton.next_power_of_2(heads))
-    if not scores.is_cuda or scores.dtype != torch.float32:
-        programs = 1  # a word has room for a float32 and a step
+    programs = min(MEETING, triton.next_power_of_2(heads)) if scores.is_cuda else 1
     block = triton.next_power_of_2(triton.cdiv(heads, programs))
     largest, powers = _bounds(scores, extra, limits["held"])
     together = max(1, torch.cuda.get_device_properties(scores.device).multi_processor_count // programs)
     width = slots + 16
     for some in range(0, streams, together):  # programs that meet must all be running
         part = slice(some, some + together)
-        board = torch.zeros(len(tokens[part]), 2, programs, width, dtype=torch.int64, device=scores.device)
+        board = scores.new_empty(len(tokens[part]), 2, programs, width)
+        counter = torch.zeros(len(tokens[part]), dtype=torch.int32, device=scores.device)
         _newest[(len(tokens[part]), programs)](
-            *(scores[part], largest[part], powers[part], tokens[part], died[part], board),
+            *(scores[part], largest[part], powers[part], tokens[part], died[part], board, counter),
             **_arguments(limits, n, m),
             **{"heads": heads, "PROGRAMS": programs, "BLOCK": block, "SLOTS": slots, "WIDTH": width},
             num_warps=_warps(slots * block),
         )
 
 
-def alike(products: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
-    """``products``: of the normalised keys with each other, ``(R, m, m)``; ``marks``: equal for equal keys."""
+def alike(keys: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
+    """``keys``: ``(R, m, D)``; ``marks``: equal for equal keys, ``(R, m)``; ``tokens``, ``died`` likewise."""
     held, slots = limits["held"], triton.next_power_of_2(limits["window"])
-    sums = -products[:, :held, :held].sum(-1, dtype=torch.float64)
+    products = products_of(keys[:, None], keys[:, None])[:, 0]
+    scale = keys.to(products.dtype).norm(dim=-1).reciprocal()
+    sums = -torch.matmul(products[:, :held, :held], scale[:, :held, None])[..., 0] * scale[:, :held]
     ordered = marks.sort(-1).values
     twins = (ordered[:, 1:] == ordered[:, :-1]).any(-1).to(torch.int32)
     arguments = _arguments(limits, n, tokens.shape[1])
     _alike[(len(tokens),)](
-        products, sums, marks, twins, tokens, died, **arguments, SLOTS=slots, num_warps=_warps(2 * slots)
+        *(products, scale, sums.contiguous(), marks, twins, tokens, died),
+        **arguments,
+        **{"SLOTS": slots, "num_warps": _warps(slots)},
     )
 
 

@@ -13,6 +13,8 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from sinkbench.positions.rotary import wide
+
 
 @njit(cache=True, inline="always")
 def _oldest_lowest(scores, tokens, slots, present, low_token, high_token, tolerance):
@@ -190,9 +192,11 @@ def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, *
     _call(_newest, powers, scores, also, tokens, died, **limits)
 
 
-def alike(products: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
-    """``products``: of the normalised keys with each other, ``(R, m, m)``; ``marks``: equal for equal keys."""
-    _call(_alike, products, marks, tokens, died, n=n, **limits)
+def alike(keys: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
+    """``keys``: ``(R, m, D)``; ``marks``: equal for equal keys, ``(R, m)``; ``tokens``, ``died`` likewise."""
+    keys = keys.to(wide(keys.dtype))
+    unit = keys / keys.norm(dim=-1, keepdim=True)
+    _call(_alike, torch.matmul(unit, unit.transpose(-1, -2)), marks, tokens, died, n=n, **limits)
 
 
 def _powers(scores: Tensor, extra: Tensor | None, held: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from sinkbench.results.columns import Drawing, Measure, drawn_measures
 from sinkbench.results.curves import Curve, curve_of
 from sinkbench.results.looks import Look
 from sinkbench.results.run import Run
+from sinkbench.signals import check
 
 POINTS = 2000  # of a curve: more than a screen shows, and about 20 kB
 MARKS = 12  # on a curve
@@ -32,6 +33,7 @@ def page_figures(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[PageFig
     """A figure of everything that any of ``runs`` has measured."""
     found = []
     for measure, drawing in drawn_measures():
+        check()
         curves = {}
         for run in runs:
             curve = curve_of(run.frame, measure.column, drawing.transform, POINTS)

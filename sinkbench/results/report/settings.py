@@ -30,7 +30,7 @@ NAMED = {
     "device": (("device",),),
 }
 # What is shown elsewhere, or does not decide a number.
-ELSEWHERE = {"experiment", "output dir", "overwrite", "name", "resume"}
+ELSEWHERE = {"experiment", "output dir", "overwrite", "name", "resume", "trace"}
 LATER = {"started": ("started",), "ended": ("ended",)}
 
 

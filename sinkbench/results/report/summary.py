@@ -59,12 +59,13 @@ def _outcome(run: Run) -> str:
 
 def final_perplexity(run: Run) -> Interval | None:
     """The run's own last ``overall_ppl``, which is over all tokens, with the interval that the rows there are give."""
-    overall = run.frame["overall_ppl"].dropna()
     nll = run.frame["nll"].to_numpy()
     nll = nll[np.isfinite(nll)]
-    if not len(overall) or not nll.size:
+    if not len(run.frame):
         return None
-    last = float(overall.iloc[-1])
+    last = float(run.frame["overall_ppl"].iloc[-1])
+    if not np.isfinite(last):
+        return Interval(last, last, last)  # of what a model that overflows comes to
     return interval(nll).moved(np.log(last) if last > 0 else np.nan).exp()
 
 

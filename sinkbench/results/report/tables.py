@@ -1,5 +1,6 @@
 """Tables of text, the same for the page and for Markdown."""
 
+import math
 from dataclasses import dataclass
 
 from sinkbench.results.intervals import Interval
@@ -50,4 +51,6 @@ def ranged(found: Interval | None, style: str) -> TableCell:
     """A value over its interval, or a dash."""
     if found is None:
         return TableCell(NOTHING)
+    if math.isnan(found.value):
+        return TableCell("not a number")
     return TableCell(format(found.value, style), f"[{found.low:{style}}, {found.high:{style}}]")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sinkbench.errors import UserError
+from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.report.collect import collect
 
 SUFFIXES = (".html", ".md")
@@ -36,13 +37,5 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Pa
     if suffix == ".html":
         texts[output] = html(found)
     for path, text in texts.items():
-        _write(path, text)
+        replace_file(path, encodable(text).encode(), folder=True, advice="; give another --output")
     return sorted(texts)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; give another --output") from error

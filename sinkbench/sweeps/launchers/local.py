@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.models.loading import Checkpoint, load_model, locate
+from sinkbench.runs.key import weights_of
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
 from sinkbench.runs.run import failure, run
+from sinkbench.signals import check
 
 
 def devices() -> set[str]:
@@ -23,21 +25,21 @@ def devices() -> set[str]:
 class Shelf:
     """Room for one model: the last that was asked for."""
 
-    def __init__(self, find: Callable[[ModelSource], Checkpoint] = locate) -> None:
-        self.find = find
-        self.checkpoint: Checkpoint | None = None
+    def __init__(self) -> None:
+        self.loaded: tuple[Checkpoint, str] | None = None  # and its weights: a folder may hold others by now
         self.model: PreTrainedModel | None = None
 
     def load(self, checkpoint: Checkpoint) -> PreTrainedModel:
         """The model of ``checkpoint``, loaded if it is not the one at hand."""
-        if self.model is None or checkpoint != self.checkpoint:
+        wanted = checkpoint, weights_of(checkpoint)
+        if self.model is None or wanted != self.loaded:
             self.clear()
-            self.model, self.checkpoint = load_model(checkpoint), checkpoint
+            self.model, self.loaded = load_model(checkpoint), wanted
         return self.model
 
     def clear(self) -> None:
         """Give the model's memory back."""
-        self.model = self.checkpoint = None
+        self.model = self.loaded = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -49,23 +51,31 @@ def launch(
     started: Callable[[int], None],
     finished: Callable[[int, RunResult], None],
     watch: Callable[[int, Steps, RunResult], None] = lambda index, steps, result: None,
+    note: Callable[[str], None] = lambda line: None,
     find: Callable[[ModelSource], Checkpoint] = locate,
 ) -> None:
-    """Carry out ``cells``; ``watch`` is called after each written row. An interruption ends the cell, and the rest."""
-    shelf = Shelf(find)
+    """Carry out ``cells``; ``watch`` is called after each written row, ``note`` with a line about the cell that runs.
+
+    An interruption ends the cell, and the rest.
+    """
+    shelf = Shelf()
     for index, options in enumerate(cells):
+        check()
         started(index)
-        result = _tried(options, retries, shelf, partial(watch, index))
+        result = _tried(
+            options, retries, partial(run, watch=partial(watch, index), load=shelf.load, note=note, find=find), shelf
+        )
         finished(index, result)
         if result.interrupted:
             return
 
 
-def _tried(options: RunConfig, retries: int, shelf: Shelf, watch: Callable[[Steps, RunResult], None]) -> RunResult:
+def _tried(options: RunConfig, retries: int, carried_out: Callable[[RunConfig], RunResult], shelf: Shelf) -> RunResult:
     result = RunResult(options.experiment, options.csv)
     for _ in range(retries + 1):
+        check()
         try:
-            result = run(options, watch, shelf.load, find=shelf.find)
+            result = carried_out(options)
         except Exception as error:
             result.exit_reason = failure(error)
             continue

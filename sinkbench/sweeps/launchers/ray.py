@@ -22,7 +22,7 @@ from sinkbench.models.sizes import read_sizes
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.run import failure
-from sinkbench.runs.signals import Interrupted, noted
+from sinkbench.signals import kept, signals, undisturbed
 from sinkbench.strategies.registry import source_of
 from sinkbench.sweeps.estimate import Device, estimate
 from sinkbench.sweeps.launchers.transfer import Transfer, place, work
@@ -50,15 +50,16 @@ def launch(
     ray = _ray()
     with connected():
         tasks = _Tasks(ray, cells, retries, finished, find)
-        with noted() as asked:  # an exception out of a signal's handler is lost in Ray's compiled code
+        with signals() as watch:  # noted only: an exception out of a handler is lost in Ray's compiled code
             for index in range(len(cells)):
-                if not asked:
+                if watch.came is None:
                     tasks.submit(index)
                     started(index)
-            while tasks.pending and not asked:
+            while tasks.pending and watch.came is None:
                 tasks.collect()
-            if asked:
-                tasks.stop(Interrupted(asked[0]).reason)
+            if watch.interruption is not None:
+                tasks.stop(watch.interruption.reason)
+                watch.answered = True
 
 
 @dataclass
@@ -243,15 +244,17 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "auto")
     _check_answers(address)
     try:
-        ray.init(address=address, **quiet)
-    except ConnectionError as error:
-        if address != "auto":
-            raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
-        ray.init(include_dashboard=False, **quiet)
-    try:
+        with undisturbed(), kept():  # half a cluster would stay behind, and Ray's handler exits with status 15
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:
+                if address != "auto":
+                    raise UserError(f"no Ray cluster at RAY_ADDRESS={address}: {error}") from error
+                ray.init(include_dashboard=False, **quiet)
         yield
     finally:
-        ray.shutdown()
+        with undisturbed():
+            ray.shutdown()
 
 
 def _check_answers(address: str) -> None:

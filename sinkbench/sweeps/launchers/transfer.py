@@ -19,6 +19,7 @@ import numpy as np
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS
+from sinkbench.results.traces import put_trace, trace_of
 from sinkbench.runs.record import write_json
 from sinkbench.runs.result import RunResult
 from sinkbench.runs.run import run
@@ -28,12 +29,13 @@ from sinkbench.sweeps.launchers.local import Shelf
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a task brings back: the rows and the record as the run wrote them, and a SHA-256 over both."""
+    """What a task brings back: the rows, the record and the trace as the run wrote them, and a SHA-256 over all."""
 
     result: RunResult
     rows: bytes
     record: bytes
     sha256: str
+    trace: bytes = b""
 
 
 def work(options: RunConfig, source: bytes | None = None) -> Transfer:
@@ -51,7 +53,9 @@ def work(options: RunConfig, source: bytes | None = None) -> Transfer:
         result = run(here, load=_shelf().load)
         rows = here.csv.read_bytes() if here.csv.exists() else b""
         record = here.csv.with_suffix(".json").read_bytes()
-    return Transfer(replace(result, csv=options.csv), rows, record, checksum(rows, record))
+        traced = trace_of(here.csv)
+        trace = traced.read_bytes() if traced.exists() else b""
+    return Transfer(replace(result, csv=options.csv), rows, record, checksum(rows, record, trace), trace)
 
 
 @lru_cache(maxsize=1)
@@ -103,9 +107,10 @@ def _locked(folder: Path, wait: bool = False) -> Iterator[bool]:
         os.close(file)
 
 
-def checksum(rows: bytes, record: bytes) -> str:
-    """SHA-256 over the rows' own and the record."""
-    return hashlib.sha256(hashlib.sha256(rows).digest() + record).hexdigest()
+def checksum(rows: bytes, record: bytes, trace: bytes = b"") -> str:
+    """SHA-256 over those of the rows and the trace, and the record."""
+    parts = [hashlib.sha256(part).digest() for part in (rows, trace)]
+    return hashlib.sha256(b"".join([*parts, record])).hexdigest()
 
 
 def place(transfer: Transfer, options: RunConfig) -> None:
@@ -123,6 +128,8 @@ def place(transfer: Transfer, options: RunConfig) -> None:
     record["command"] = ["sinkbench", *sys.argv[1:]]
     record["sessions"] = [{**session, "command": record["command"]} for session in record["sessions"]]
     record["options"] = options.model_dump(mode="json")
+    if transfer.trace:
+        record["trace"] = trace_of(options.csv).name
     for about, name in (("model", options.model_name_or_path), ("dataset", options.dataset_name)):
         if about in record:
             record[about]["name"] = name
@@ -133,24 +140,25 @@ def place(transfer: Transfer, options: RunConfig) -> None:
     write_json(path, record)  # before the rows: a record without them is no result, and what is there is done again
     if transfer.rows:
         put(options.csv, transfer.rows)
+    if transfer.trace:
+        put_trace(trace_of(options.csv), transfer.trace)
 
 
 def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     """The record of what a worker sent.
 
     Raises:
-        UserError: a byte differs from what the worker sent, or rows are missing, double or not finite.
+        UserError: a byte differs from what the worker sent, or rows are missing, double or other than its record says.
     """
     where = f"what a worker sent back of {options.csv.name}"
-    if checksum(transfer.rows, transfer.record) != transfer.sha256:
+    if checksum(transfer.rows, transfer.record, transfer.trace) != transfer.sha256:
         raise UserError(f"{where} is damaged: its SHA-256 does not fit")
     try:
         record = json.loads(transfer.record)
         said = record["rows"], record["key"]
         rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
-        right = len(rows) == 0 or (
-            np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1)) and bool(np.isfinite(rows["nll"]).all())
-        )
+        right = len(rows) == 0 or np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1))
+        right = right and len(rows) - int(np.isfinite(rows["nll"]).sum()) == record["rows_not_finite"]
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is not whole: {error}") from error
     if not right or len(rows) != said[0]:

@@ -1,0 +1,194 @@
+"""A sweep survives its cells: one that cannot run has failed, in one line, and the others run."""
+
+import json
+import os
+import shutil
+
+import pandas as pd
+import pytest
+from golden import GOLDEN
+
+LLAMA = GOLDEN / "llama"
+LONG = "x" * 3000
+
+
+@pytest.fixture
+def sweep(here, tmp_path):
+    """Sweeps over tiny cells, one line of the answer for each."""
+
+    def call(**changes):
+        options = {
+            "model_name_or_path": str(LLAMA),
+            "dataset_name": str(LLAMA / "tokens.jsonl"),
+            "data_column": "input_ids",
+            "experiment": ["windowed", "attention_sinks"],
+            "window_size": 16,
+            "dtype": "float32",
+            "num_tokens": 30,
+            "output_dir": str(tmp_path / "out"),
+        }
+        file = tmp_path / "tiny.toml"
+        file.write_text("\n".join(f"{key} = {json.dumps(value)}" for key, value in {**options, **changes}.items()))
+        status, _, error = here("sweep", file)
+        return status, error.splitlines()
+
+    return call
+
+
+def configured(folder, **changes):
+    """The golden model, with another configuration."""
+    shutil.copytree(LLAMA, folder)
+    config = json.loads((LLAMA / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+def dangling(folder):
+    shutil.copytree(LLAMA, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("nowhere")
+
+
+def looping(folder):
+    shutil.copytree(LLAMA, folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("config.json")
+
+
+def folder_of_weights(folder):
+    shutil.copytree(LLAMA, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").mkdir()
+
+
+MODELS = {
+    "a link that leads nowhere": dangling,
+    "a link that leads to itself": looping,
+    "a folder where weights should be": folder_of_weights,
+    "no heads": lambda folder: configured(folder, num_attention_heads=0),
+    "a rope that is none": lambda folder: configured(folder, rope_parameters="x"),
+    "layers that are none": lambda folder: configured(folder, layer_types=["nonsense", "nonsense"]),
+    "a size that is none": lambda folder: configured(folder, hidden_size=[1]),
+    "code that is none": lambda folder: configured(folder, auto_map=[1]),
+}
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_a_model_that_cannot_be_had_fails_alone(make, sweep, tmp_path):
+    make(tmp_path / "bad")
+    status, lines = sweep(model_name_or_path=[str(tmp_path / "bad"), str(LLAMA)])
+    if status == 0:  # transformers makes nothing of it
+        assert make is MODELS["code that is none"]
+        return
+    assert status == 1
+    assert [": failed: " in line for line in lines] == [True, True, False, False], lines
+    assert all(line.endswith("finished") for line in lines[2:])
+
+
+@pytest.mark.parametrize("name", [LONG, f"./{LONG}", f"{LONG}.jsonl", "a\0b"])
+def test_a_name_that_no_file_can_have_fails_alone(name, sweep):
+    for axis, good in (("model_name_or_path", LLAMA), ("dataset_name", LLAMA / "tokens.jsonl")):
+        status, lines = sweep(**{axis: [name, str(good)], "experiment": "windowed"})
+        assert status == 1
+        assert sorted(": failed: " in line for line in lines) == [False, True], lines
+
+
+def test_a_text_that_leads_nowhere_fails_alone(sweep, tmp_path):
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    (tmp_path / "folder.jsonl").mkdir()
+    names = [str(tmp_path / "gone.jsonl"), str(tmp_path / "folder.jsonl"), str(LLAMA / "tokens.jsonl")]
+    status, lines = sweep(dataset_name=names, experiment="windowed")
+    assert status == 1
+    assert [": failed: " in line for line in lines] == [True, True, False], lines
+
+
+@pytest.mark.parametrize("name", ["windowed.csv", "windowed.json", ".windowed.json.part"])
+@pytest.mark.parametrize("kind", ["folder", "link to nowhere", "pipe"])
+def test_what_is_in_the_way_of_a_result_fails_it_alone(name, kind, sweep, tmp_path):
+    place = tmp_path / "out" / name
+    place.parent.mkdir()
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(tmp_path / "nowhere" / "file")
+    status, lines = sweep()
+    failed = [": failed: " in line for line in lines]
+    if name == "windowed.json" and kind == "pipe":  # it is replaced
+        assert (status, failed) == (0, [False, False])
+        return
+    assert (status, failed) == (1, [True, False]), lines
+    assert lines[1].endswith("finished")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": "x"},
+        {"rows": [1], "seconds": {}},
+        {"exit_reason": ["finished"]},
+        {"key": 7},
+        {"timed_rows": "all", "rows": 20},
+        {"sessions": [1], "rows": 20},
+        {"sessions": {"a": 1}, "rows": 20},
+        {"seconds": "long", "rows": 20},
+        {"resumed_at": 3, "rows": 20},
+        {"determined_by": 5},
+        {"overall_ppl": "good"},
+    ],
+)
+def test_a_record_of_nonsense_is_no_result_and_fails_alone_at_most(changes, sweep, tmp_path):
+    assert sweep()[0] == 0
+    path = tmp_path / "out" / "windowed.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    rows = (tmp_path / "out" / "windowed.csv").read_bytes()
+    status, lines = sweep()
+    assert status in (0, 1)
+    assert len(lines) == 2
+    assert any("attention_sinks: was there: finished" in line for line in lines)
+    if status:
+        assert sum(": failed: cannot go on with" in line for line in lines) == 1
+        assert (tmp_path / "out" / "windowed.csv").read_bytes() == rows
+    else:
+        assert len(pd.read_csv(tmp_path / "out" / "windowed.csv")) == 30
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "null", '"x"', "[" * 100_000, "\xff"])
+def test_a_record_that_is_none_is_no_result(text, sweep, tmp_path):
+    assert sweep()[0] == 0
+    (tmp_path / "out" / "windowed.json").write_text(text, encoding="latin-1")
+    status, lines = sweep()
+    assert status == 1
+    assert [": failed: cannot go on with" in line for line in lines].count(True) == 1
+
+
+def test_files_of_others_do_not_stop_it(sweep, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    os.mkfifo(out / "pipe.json")
+    (out / "pipe.csv").touch()
+    (out / "gone.json").symlink_to("nowhere")
+    (out / "round.json").symlink_to("round.json")
+    (out / "folder.json").mkdir()
+    assert sweep()[0] == 0
+
+
+def test_a_strategy_that_trips_fails_alone(sweep, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from sinkbench.strategies import Policy, Strategy\n\n\nclass Mine(Strategy):\n"
+        "    def policy(self, window, layer=0, layers=1):\n"
+        "        return Policy(window) if layers == 1 else 1 / 0\n"
+    )
+    status, lines = sweep(experiment=[f"{tmp_path / 'mine.py'}:Mine", "windowed"])
+    assert status == 1
+    assert [": failed: ZeroDivisionError" in line for line in lines] == [True, False]
+
+
+def test_estimates_of_the_others_are_shown(here, tmp_path):
+    configured(tmp_path / "bad", num_attention_heads=0)
+    file = tmp_path / "tiny.toml"
+    models = json.dumps([str(tmp_path / "bad"), str(LLAMA)])
+    file.write_text(f'model_name_or_path = {models}\nwindow_size = 16\noutput_dir = "{tmp_path / "out"}"\n')
+    status, out, _ = here("sweep", file, "--dry-run")
+    assert (status, "no estimate for" in out, "GiB" in out) == (0, True, True)
