@@ -26,19 +26,29 @@ def main() -> None:
 
     try:
         command()
+        ends.append(0)
     except SystemExit as stop:
         ends.append(stop.code)
         if stop.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             _last(ends)  # whatever a library has still to do may stand where the signal has struck
         raise
-    ends.append(0)
+    finally:
+        _flush()
+
+
+def _flush() -> bool:
+    """Hand on what was printed; whether that could be done."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:  # the interpreter will say so
+        return False
+    return True
 
 
 def _last(ends: list[object]) -> None:
     """Leave with the status that is known: behind this the interpreter takes itself apart, deaf to signals."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if ends and isinstance(ends[0], int):
+    if _flush() and ends and isinstance(ends[0], int):
         os._exit(ends[0])
 
 

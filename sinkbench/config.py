@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sinkbench.validation import Count, Flag, Heat, Settings, Share, Text, Whole, one_of
+from sinkbench.validation import Device, Flag, Folder, Heat, Settings, Share, Size, SizeOrZero, Text, Whole, one_of
 
 MODEL, TEXT = "smollm2-135m", "kjv"  # what comes from the package index (sinkbench.models.embedded)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -48,7 +48,6 @@ class Option:
 Dtype = Annotated[str, one_of(DTYPES)]
 Place = Annotated[str, one_of(POSITIONS)]
 Engine = Annotated[str, one_of(ENGINES)]
-Folder = Annotated[Path, PlainSerializer(str)]
 
 
 @dataclass(frozen=True)
@@ -122,9 +121,9 @@ class StrategyConfig(BaseModel):
             "NAME", "How keys and values are stored: model, q8_0, q4_0, fp8_e4m3, kivi2, kivi4.", STRATEGY, axis=True
         ),
     ] = "model"
-    window_size: Annotated[Count, Option("N", "Cache entries kept between steps.", STRATEGY, axis=True)] = 1024
+    window_size: Annotated[Size, Option("N", "Cache entries kept between steps.", STRATEGY, axis=True)] = 1024
     attention_sink_size: Annotated[
-        Whole | None,
+        SizeOrZero | None,
         Option(
             "N",
             "How many of them are the first tokens.",
@@ -161,7 +160,7 @@ class ModelConfig(StrategyConfig):
         ),
     ] = "auto"
     device_map: Annotated[
-        Text | None,
+        Device | None,
         Option("MAP", "As in transformers; auto spreads over GPUs.", MODELS, default="the first GPU, or the CPU"),
     ] = None
 
@@ -196,8 +195,8 @@ class RunConfig(ModelConfig):
     data_column: Annotated[Text, Option("NAME", "Column of text, or of lists of token ids.", DATA)] = "text"
     task: Annotated[Text | None, Option("NAME", "Configuration of the dataset.", DATA)] = None
     split: Annotated[Text, Option("NAME", "Split of the dataset.", DATA)] = "test"
-    num_samples: Annotated[Count, Option("N", "Rows to read, as one stream.", DATA)] = 1
-    num_tokens: Annotated[Count, Option("N", "Tokens to predict.", DATA, decides=True)] = 8192
+    num_samples: Annotated[Size, Option("N", "Rows to read, as one stream.", DATA)] = 1
+    num_tokens: Annotated[Size, Option("N", "Tokens to predict.", DATA, decides=True)] = 8192
     output_dir: Annotated[Folder, Option("DIR", "Where the rows (.csv) and their record (.json) go.", OUTPUT)] = Field(
         default=Path("results"), strict=False
     )
@@ -213,7 +212,7 @@ class RunConfig(ModelConfig):
         ),
     ] = "stepwise"
     chunk_size: Annotated[
-        Count | None,
+        Size | None,
         Option("N", "Tokens a forward (parallel engine).", SPEED, decides=True, default="by free memory"),
     ] = None
     cuda_graphs: Annotated[
@@ -267,7 +266,7 @@ class GenerateConfig(ModelConfig):
     """Everything that decides a generated text: the options of ``sinkbench generate``."""
 
     prompt: Annotated[str, Option("TEXT", "What the text begins with.", WRITING)] = PROMPT
-    max_new_tokens: Annotated[Count, Option("N", "Tokens to write; none ends the text.", WRITING)] = 2000
+    max_new_tokens: Annotated[Size, Option("N", "Tokens to write; none ends the text.", WRITING)] = 2000
     temperature: Annotated[Heat, Option("X", "0 takes the likeliest token.", WRITING)] = 1.0
     top_p: Annotated[Share, Option("X", "Share of the likeliest tokens.", WRITING)] = 0.95
     seed: Annotated[Whole, Option("N", "Of the sampling.", WRITING)] = 0
@@ -286,7 +285,7 @@ class ChatConfig(ModelConfig):
     """Everything that decides a conversation: the options of ``sinkbench chat``."""
 
     system: Annotated[str | None, Option("TEXT", "The system message.", TALK)] = None
-    max_new_tokens: Annotated[Count, Option("N", "Longest answer, in tokens.", TALK)] = 256
+    max_new_tokens: Annotated[Size, Option("N", "Longest answer, in tokens.", TALK)] = 256
     temperature: Annotated[Heat, Option("X", "0 takes the likeliest token.", TALK)] = 0.7
     top_p: Annotated[Share, Option("X", "Share of the likeliest tokens.", TALK)] = 0.9
     seed: Annotated[Whole, Option("N", "Of the sampling.", TALK)] = 0

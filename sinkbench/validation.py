@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError, WrapValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from sinkbench.errors import UserError
@@ -32,6 +33,35 @@ def one_of(names: Iterable[str]) -> WrapValidator:
     return _must(f"one of {', '.join(names)}", names)
 
 
+MOST = 10**9  # tokens: more than any stream has, and few enough to be reckoned with
+LONGEST = 2**63 - 1  # an integer that all libraries take
+
+
+def _at_most(bound: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if value > bound:
+            raise PydanticCustomError("most", "must be at most {bound}", {"bound": f"{bound:,}"})
+        return value
+
+    return AfterValidator(check)
+
+
+def _checked_text(text: str) -> str:
+    try:
+        return writable(text)
+    except ValueError as error:
+        raise PydanticCustomError("text", "must be text in UTF-8, without NUL") from error
+
+
+def writable(value: Any) -> Any:
+    """Refuse texts that neither a name nor a file in UTF-8 can hold: with NUL, or halves of characters."""
+    if isinstance(value, str):
+        value.encode()
+        if "\0" in value:
+            raise ValueError("it holds a NUL")
+    return value
+
+
 def _listed(value: Any) -> Any:
     if value == []:
         raise PydanticCustomError("empty", "must name at least one value")
@@ -51,13 +81,36 @@ Model = TypeVar("Model", bound=BaseModel)
 Axis = Annotated[list[T], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
-Count = Annotated[int, Field(ge=1), _must("an integer of at least 1")]
+Count = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(LONGEST)]
 
 
-Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0")]
+Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(LONGEST)]
 
 
-Text = Annotated[str, Field(min_length=1), _must("a text that is not empty")]
+# Numbers of tokens, rows and entries.
+Size = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(MOST)]
+
+
+SizeOrZero = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(MOST)]
+
+
+Text = Annotated[str, Field(min_length=1), _must("a text that is not empty"), AfterValidator(_checked_text)]
+
+
+def _computing(name: str) -> str:
+    if name.partition(":")[0] in ("meta", "disk"):
+        raise ValueError("it holds no numbers")
+    return name
+
+
+Device = Annotated[Text, AfterValidator(_computing), _must("a device that computes, such as cpu or cuda:0, or auto")]
+
+
+def _named(value: Any) -> Any:
+    return writable(value) if value != "" else None  # nothing names no folder, though pathlib takes it for the own one
+
+
+Folder = Annotated[Path, BeforeValidator(_named), _must("the name of a folder"), PlainSerializer(str)]
 
 
 Heat = Annotated[float, Field(ge=0, allow_inf_nan=False), _must("a number of at least 0")]

@@ -8,6 +8,7 @@ import typer
 from sinkbench.cli.chat import chat
 from sinkbench.cli.compare import compare
 from sinkbench.cli.doctor import doctor
+from sinkbench.cli.failures import explained
 from sinkbench.cli.generate import generate
 from sinkbench.cli.plot import plot
 from sinkbench.cli.report import report
@@ -17,6 +18,7 @@ from sinkbench.cli.status import interruptible
 from sinkbench.cli.strategies import strategies
 from sinkbench.cli.sweep import sweep
 from sinkbench.errors import UserError
+from sinkbench.validation import writable
 
 # options that take several values after one flag
 MANY_VALUES = {
@@ -92,28 +94,20 @@ def spelled(arguments: Iterable[str]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; what the user can mend is one line and exit status 2."""
+    """Run the command line; what the user can mend is one line and exit status 2 (:mod:`sinkbench.cli.failures`)."""
     arguments = spelled(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    try:
-        given = [argument for argument in arguments if argument != "--debug"]
+    given = [argument for argument in arguments if argument != "--debug"]
+    with explained(debug="--debug" in arguments):
+        _check_encoding(arguments)
         status = interruptible(lambda: app(given, prog_name="sinkbench", standalone_mode=False))
-        if isinstance(status, int) and status:
-            raise SystemExit(status)
-    except UserError as error:
-        if debug:
-            raise
-        _fail(str(error))
-    except typer.Abort:
-        _fail("aborted")
-    except Exception as error:
-        # what the parser refuses carries its own exit status and says so in one line
-        if debug or not hasattr(error, "format_message"):
-            raise
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
-        _fail(f"{message} (see sinkbench --help)")
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
 
 
-def _fail(message: str) -> None:
-    print(f"sinkbench: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+def _check_encoding(arguments: Iterable[str]) -> None:
+    """Refuse arguments that are no text: no file that says what they were could be written in UTF-8."""
+    for argument in arguments:
+        try:
+            writable(argument)
+        except ValueError as error:
+            raise UserError(f"{argument!r} is not UTF-8: give names and texts in that encoding") from error

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sinkbench.cli.options import place
 from sinkbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="CSV files of runs, or folders of them.")],
+    runs: Annotated[
+        list[Path], typer.Argument(parser=place, metavar="RUN...", help="CSV files of runs, or folders of them.")
+    ],
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -33,6 +36,7 @@ def compare(
     difference of NLLs. A run parts from the baseline where its NLL over 256
     tokens is 0.05 nats above; it fails where it is 0.5 nats above the best.
     """
+    import numpy as np
     from rich.console import Console
 
     from sinkbench.results.baseline import choose_baseline, unfit_baseline
@@ -44,14 +48,15 @@ def compare(
         raise UserError("at least two runs are needed to compare: give CSV files, or a folder that holds several")
     frames = {name: run.frame for name, run in found.items()}
     chosen = choose_baseline(list(found.values()), baseline)
-    compared = compare_runs(frames, chosen.name)
+    with np.errstate(all="ignore"):  # what is no number shows as such
+        compared, measures = compare_runs(frames, chosen.name), statistics_of(frames)
     console = Console()
     console.print(summary(compared, chosen.name))
     typer.echo(chosen.why)
     unfit = [unfit_baseline(chosen.run, run) for run in compared if chosen.run and run.name == chosen.name]
     for warning in filter(None, unfit):
         typer.echo(f"warning: {warning}")
-    for measured in statistics_of(frames):
+    for measured in measures:
         typer.echo(f"\n{_title(measured)}")
         console.print(measure_summary(measured))
 

@@ -52,9 +52,8 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
         console.print(_estimate_table(title, rows))
     else:
         typer.echo("\n".join([title, *_in_columns([("run", "model", "dtype", "tokens", "memory", "time"), *rows])]))
-    console.print(
-        f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
-    )
+    about = f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
+    console.print(Text(about))
     for note in notes.values():
         console.print(Text(f"note: {note}"))
 
@@ -154,7 +153,7 @@ class Board:
             self.live.update(self._table(), refresh=True)
 
     def _table(self) -> Table:
-        table = Table(title=self.folder)
+        table = Table(title=Text(self.folder, style="table.title"))
         table.add_column("run", overflow="fold")
         for column in ("tokens", "perplexity", "ms"):
             table.add_column(column, justify="right", no_wrap=True)

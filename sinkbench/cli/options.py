@@ -14,8 +14,18 @@ from sinkbench.strategies.registry import parse_settings
 from sinkbench.validation import checked
 
 Config = TypeVar("Config", bound=BaseModel)
+
+
+def place(name: str) -> Path:
+    """The path that a line names; nothing names none, though pathlib takes it for the folder one is in."""
+    if not name:
+        raise typer.BadParameter("must be a name that is not empty")
+    return Path(name)
+
+
 ConfigPath = Annotated[
-    Path | None, typer.Option("--config", metavar="FILE", help="TOML of options, for all that the line does not say.")
+    Path | None,
+    typer.Option("--config", parser=place, metavar="FILE", help="TOML of options, for all that the line does not say."),
 ]
 
 

@@ -1,12 +1,15 @@
 """``sinkbench plot``: the figure of all runs in a folder."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sinkbench.cli.options import place
 from sinkbench.errors import UserError
 from sinkbench.results.columns import RETENTION, features_of
+from sinkbench.validation import MOST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
 
 def plot(
     output_dir: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder of the CSVs that sinkbench run wrote.")
+        Path, typer.Option(parser=place, metavar="DIR", help="Folder of the CSVs that sinkbench run wrote.")
     ] = Path("results"),
     features: Annotated[
         list[str],
@@ -30,11 +33,15 @@ def plot(
         float, typer.Option(metavar="X", help="Highest log perplexity shown; 0 for no limit.")
     ] = 5.0,
     skip_first: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first.")
+        int,
+        typer.Option(
+            min=0, max=MOST, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first."
+        ),
     ] = 100,
     output: Annotated[
         Path | None,
         typer.Option(
+            parser=place,
             metavar="FILE",
             help="A .png, .svg or .pdf; by default named by the features, in the folder. Beside other features, "
             "retention goes to FILE_retention.",
@@ -43,8 +50,12 @@ def plot(
     show: Annotated[bool, typer.Option("--show", help="Open a window with the figure too.")] = False,
 ) -> None:
     """Draw the results in a folder: perplexity, memory and latency over the input length, and what was kept."""
+    import numpy as np
+
     from sinkbench.results import figures
     from sinkbench.results.reading import read_runs
+
+    warnings.filterwarnings("ignore", "Glyph")  # of a title or a name that the font has not: it shows as a box
 
     curves = [name for name in features if name != RETENTION]
     if curves or RETENTION not in features:
@@ -56,7 +67,8 @@ def plot(
     drawn, notes = {}, []
     if curves:
         results = {name: run.frame for name, run in runs.items()}
-        drawn[path] = figures.draw(results, curves, title, log_perplexity_limit, skip_first, strategies)
+        with np.errstate(all="ignore"):  # what is no number is not drawn
+            drawn[path] = figures.draw(results, curves, title, log_perplexity_limit, skip_first, strategies)
         notes += figures.left_out(results, curves, skip_first)
     if RETENTION in features:
         from sinkbench.results.retention import draw_retention, traces_of
@@ -67,9 +79,9 @@ def plot(
         notes += lacking
     for note in notes:
         typer.echo(f"note: {note}", err=True)
-    for place, figure in drawn.items():
-        figures.save(figure, place)
-        typer.echo(f"saved {place}")
+    for file, figure in drawn.items():
+        figures.save(figure, file)
+        typer.echo(f"saved {file}")
     if show:
         _show(list(drawn.values()), path)
 

@@ -22,7 +22,7 @@ class Progress:
     def __init__(self, options: RunConfig) -> None:
         console = Console(stderr=True)
         self._bars = bars.Progress(
-            bars.TextColumn("{task.description}"),
+            bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(bar_width=12),
             bars.MofNCompleteColumn(),
             bars.TextColumn("{task.fields[state]}"),
@@ -73,12 +73,11 @@ def outcome(result: RunResult, asked: int) -> str:
 
 def closing_table(options: RunConfig, result: RunResult) -> None:
     """The closing table."""
-    table = Table(
-        title=f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}", show_header=False
-    )
+    title = f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}"
+    table = Table(title=Text(title, style="table.title"), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("outcome", outcome(result, options.num_tokens))
+    table.add_row("outcome", Text(outcome(result, options.num_tokens)))
     table.add_row("tokens", f"{result.rows:,} at {result.tokens_per_second:.1f} a second")
     none = "not a number" if result.not_finite else "-"
     ppl = none if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
@@ -88,5 +87,5 @@ def closing_table(options: RunConfig, result: RunResult) -> None:
     if result.peak_vram is not None:
         table.add_row("CUDA memory", f"{result.peak_vram:.2f} GiB at most")
     table.add_row("KV cache", f"{result.kv_cache_bytes / 2**20:.1f} MiB at most")
-    table.add_row("rows", str(result.csv))
+    table.add_row("rows", Text(str(result.csv)))
     Console().print(table)

@@ -9,9 +9,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from sinkbench.cli.options import place
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
+from sinkbench.files import check_output
 from sinkbench.results.files import encodable, json_text, replace_file
+from sinkbench.validation import MOST
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
@@ -26,37 +29,45 @@ def speed(
         bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
     ] = False,
     dtype: Annotated[str, typer.Option(metavar="TYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
-    window_size: Annotated[int, typer.Option(min=2, metavar="N", help="Cache entries kept.")] = 1024,
+    window_size: Annotated[int, typer.Option(min=2, max=MOST, metavar="N", help="Cache entries kept.")] = 1024,
     attention_sink_size: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Sinks among them; by default each strategy's own.")
+        int | None, typer.Option(min=0, max=MOST, metavar="N", help="Sinks among them; by default each strategy's own.")
     ] = None,
     strategies: Annotated[
         list[str], typer.Option(metavar="NAME...", help="What is timed: built in, or FILE.py:CLASS.")
     ] = ["windowed", "attention_sinks"],  # noqa: B006 - typer copies it
     kv_format: Annotated[str, typer.Option(metavar="FORMAT", help="In which their caches are held.")] = "model",
-    steps: Annotated[int, typer.Option(min=0, metavar="N", help="Tokens timed one by one; 0: none.")] = 200,
+    steps: Annotated[int, typer.Option(min=0, max=MOST, metavar="N", help="Tokens timed one by one; 0: none.")] = 200,
     num_tokens: Annotated[
-        list[int], typer.Option(min=2, metavar="N...", help="Lengths of the streams read in parallel.")
+        list[int], typer.Option(min=2, max=MOST, metavar="N...", help="Lengths of the streams read in parallel.")
     ] = [8192],  # noqa: B006 - typer copies it
     dense_tokens: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Tokens held while dense attention is timed; 0: it is not.")
+        int,
+        typer.Option(
+            min=0, max=MOST, metavar="N", help="Tokens that dense attention holds while it is timed; 0: it is not."
+        ),
     ] = 2048,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A .json or .md to write too; the other goes beside it.")
+        Path | None,
+        typer.Option(parser=place, metavar="FILE", help="A .json or .md to write too; the other goes beside it."),
     ] = None,
 ) -> None:
     """Time the seed's loop and both engines; print them beside the floors of this device."""
+    if output is not None and output.suffix not in (".json", ".md"):
+        raise UserError(f"cannot write {output}: give a .json or .md file")
+    for path in (output.with_suffix(".json"), output.with_suffix(".md")) if output else ():
+        check_output(path)
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype must be one of {', '.join(DTYPES)} (got {dtype})")
+    if not model_name_or_path:
+        raise UserError("--model-name-or-path must be a text that is not empty")
+    if attention_sink_size is not None and attention_sink_size >= window_size:
+        raise UserError("the window must be larger than the attention sinks: raise --window-size")
     from sinkbench.config import ModelSource
     from sinkbench.diagnostics.speed import Timings, measure
     from sinkbench.models.loading import load_model, locate
     from sinkbench.runs.record import device_name, versions
 
-    if output is not None and output.suffix not in (".json", ".md"):
-        raise UserError(f"cannot write {output}: give a .json or .md file")
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype must be one of {', '.join(DTYPES)} (got {dtype})")
-    if attention_sink_size is not None and attention_sink_size >= window_size:
-        raise UserError("the window must be larger than the attention sinks: raise --window-size")
     source = ModelSource(model_name_or_path, dtype=dtype, random_weights=random_weights, allow_pickle=allow_pickle)
     model = load_model(locate(source))
     lengths, names = sorted(set(num_tokens)), list(dict.fromkeys(strategies))

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from sinkbench.cli.options import place
 from sinkbench.cli.status import status_of
 
 
@@ -22,12 +23,14 @@ class Launcher(StrEnum):
 
 
 def sweep(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An experiment file, such as experiments/*.toml.")],
+    file: Annotated[
+        Path, typer.Argument(parser=place, metavar="FILE", help="An experiment file, such as experiments/*.toml.")
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the runs, with estimates of memory and time.")
     ] = False,
     output_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where results go, instead of where the file says.")
+        Path | None, typer.Option(parser=place, metavar="DIR", help="Where results go, instead of where the file says.")
     ] = None,
     retries: Annotated[int, typer.Option(min=0, metavar="N", help="Further tries of a run that failed.")] = 1,
     launcher: Annotated[

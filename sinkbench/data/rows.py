@@ -1,15 +1,20 @@
 """Text to tokens: datasets of any origin, read as one stream."""
 
+import glob
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sinkbench.config import Source
 from sinkbench.errors import UserError
+from sinkbench.files import SPECIAL, is_special, is_too_deep
 from sinkbench.models import embedded, hub
 from sinkbench.models.silence import quiet
 from sinkbench.signals import check
 
+READ_FIRST = 10 * 2**20  # bytes
 BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
@@ -18,19 +23,43 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
     path = Path(source.name).expanduser()
+    _check_place(path)
     if path.is_file():
         builder = BUILDERS.get(path.suffix.lower())
         if builder is None:
             raise UserError(f"cannot read {path}: a dataset file ends in {', '.join(sorted(BUILDERS))}")
         if path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
+        if builder == "json":
+            _check_beginning(path)
         options = {"sample_by": "document"} if builder == "text" else {}
-        return _load(source, builder, data_files=str(path), split="train", **options), None
+        return _load(source, builder, data_files=glob.escape(str(path)), split="train", **options), None
     if path.is_dir():
         return _load_folder(source, path), None
     if path.is_absolute() or source.name.startswith((".", "~")) or path.suffix.lower() in BUILDERS:
         raise UserError(f"no file or folder {source.name!r} to read a dataset from")
     return _load_from_hub(source)
+
+
+def _check_place(path: Path) -> None:
+    """Refuse what `datasets` would wait for, or would read something else by the name of."""
+    files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names) if path.is_dir() else [path]
+    special = next(filter(is_special, files), None)
+    if special is not None:
+        raise UserError(f"cannot read {special}: {SPECIAL}")
+    patterns = "*?[" if path.is_dir() else ""
+    if path.exists() and ("::" in str(path) or any(character in str(path) for character in patterns)):
+        raise UserError(f"cannot read a dataset from {str(path)!r}: it is taken for a pattern, rename it or its folder")
+
+
+def _check_beginning(path: Path) -> None:
+    """Refuse, as far as `datasets` reads at first, what ends the process within pyarrow 26: deep nesting, null."""
+    with path.open("rb") as file:
+        data = file.read(READ_FIRST) + file.readline()
+    if re.match(rb"(\xef\xbb\xbf)?[\s[]*null", data):
+        raise UserError(f"cannot read {path}: its first row is null, not a table of columns")
+    if is_too_deep(data):
+        raise UserError(f"cannot read {path}: it is nested too deeply")
 
 
 def _load_from_hub(source: Source) -> tuple[Iterator[dict], str]:

@@ -73,8 +73,10 @@ def _gather(cells: Iterator, count: int | None, source: Source) -> tuple[list[in
     """Token ids of a pre-tokenised column, and whether the rows ended."""
     ids: list[int] = []
     for cell in cells:
-        if not isinstance(cell, list) or not all(isinstance(i, int) for i in cell):
+        if not isinstance(cell, list) or not all(type(i) is int and abs(i) < 2**63 for i in cell):  # bool is an int too
             kind = type(cell).__name__
+            if isinstance(cell, list):
+                kind = f"a list with {next(i for i in cell if type(i) is not int or abs(i) >= 2**63)!r}"
             raise UserError(
                 f"column {source.column!r} of {source.name!r} holds {kind}: text or lists of integers are needed"
             )

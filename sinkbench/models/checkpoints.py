@@ -1,14 +1,16 @@
 """What a checkpoint may hold: no code, all the weights of its configuration and no others, finite numbers."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sinkbench.errors import UserError
 from sinkbench.signals import check
+from sinkbench.validation import LONGEST, shown
 
 SAFE, PICKLED = re.compile(r"[^/]+\.safetensors"), re.compile(r"pytorch_model[^/]*\.bin")
 # Buffers that older code saved and newer code computes, and heads that no prediction of the next token goes through.
@@ -42,6 +44,40 @@ def refuse_adapters(name: str, files: Iterable[str]) -> None:
             f"{name!r} holds an adapter (adapter_config.json), which only an installed peft would read: merge it into "
             "the model (merge_and_unload, save_pretrained) and give that folder"
         )
+
+
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+
+
+def check_config(name: str, config: PretrainedConfig) -> None:
+    """Refuse a configuration by which no model predicts, or only NaN.
+
+    Raises:
+        UserError: a size is no number of at least 1, a window is missing or empty, or a base of rotary frequencies is
+            not above 0.
+    """
+    config = config.get_text_config(decoder=True)
+    for size in SIZES:
+        value = getattr(config, size, None)
+        if value is not None and not (type(value) is int and 0 < value <= LONGEST):
+            raise UserError(f"the config.json of {name!r} has {size} {shown(value)}: it must be at least 1")
+    kinds = getattr(config, "layer_types", None) or []
+    for kind, key in (("sliding_attention", "sliding_window"), ("chunked_attention", "attention_chunk_size")):
+        window = getattr(config, key, None)
+        if (kind in kinds and window is None) or not (window is None or (type(window) is int and window > 0)):
+            raise UserError(f"the config.json of {name!r} has {key} {shown(window)}: its layers need one of at least 1")
+    for theta in _thetas(getattr(config, "rope_parameters", None)):
+        if type(theta) not in (int, float) or not 0 < theta < math.inf:
+            raise UserError(f"the config.json of {name!r} has rope_theta {shown(theta)}: it must be above 0")
+
+
+def _thetas(parameters: Any) -> Iterator[Any]:
+    """Every base of rotary frequencies in a configuration, one for all layers or one a kind of them."""
+    for key, value in parameters.items() if isinstance(parameters, dict) else ():
+        if key == "rope_theta":
+            yield value
+        else:
+            yield from _thetas(value)
 
 
 def check_complete(name: str, info: dict[str, Any], quantized: bool = False) -> None:

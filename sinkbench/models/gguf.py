@@ -1,7 +1,6 @@
 """GGUF files as folders of safetensors, unpacked once: reading GGUF takes half a minute, the folder a second."""
 
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_json
 from sinkbench.models.checkpoints import check_complete
 from sinkbench.models.silence import silent
 from sinkbench.results.files import json_text
@@ -72,7 +72,7 @@ def check_whole(path: Path) -> None:
 
 def _intact(folder: Path) -> bool:
     try:
-        sums = json.loads((folder / SUMS).read_text(encoding="utf-8"))
+        sums = read_json(folder / SUMS)
         whole = {path.name for path in folder.iterdir()} == {*sums, SUMS}
         return whole and len(sums) > 0 and all(digest(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError, AttributeError):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from json import JSONDecodeError
@@ -23,8 +23,9 @@ from transformers import (
 
 from sinkbench.config import ModelSource
 from sinkbench.errors import UserError
+from sinkbench.files import SPECIAL, is_special, read_json
 from sinkbench.models import embedded, hub
-from sinkbench.models.checkpoints import check_complete, check_finite, refuse_adapters, refuse_pickles
+from sinkbench.models.checkpoints import check_complete, check_config, check_finite, refuse_adapters, refuse_pickles
 from sinkbench.models.gguf import unpacked
 from sinkbench.models.silence import silent
 from sinkbench.models.sizes import layer_sizes
@@ -32,6 +33,7 @@ from sinkbench.signals import check
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.formats import Format
 
+MOST_LAYERS = 10_000
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +56,9 @@ def locate(source: ModelSource) -> Checkpoint:
         UserError: it is not there, may not be had, is damaged, or missing embedded packages.
     """
     with _explained(source):
-        return Checkpoint(source, _arguments(source))
+        arguments = _arguments(source)
+        _check_layers(source.name, Path(arguments["pretrained_model_name_or_path"]))
+        return Checkpoint(source, arguments)
 
 
 @dataclass
@@ -76,20 +80,51 @@ def _arguments(source: ModelSource) -> dict[str, Any]:
         if not path.is_file():
             raise UserError(f"no such file: {path}")
         return unpacked(path)
+    if is_special(path):
+        raise UserError(f"cannot read {path}: {SPECIAL}")
     if source.random_weights and path.suffix == ".json" and path.is_file():
         return {"pretrained_model_name_or_path": str(path)}
     if path.is_dir():
-        _check_files(source, os.listdir(path))
+        _check_files(path)
+        _check_weights(source, os.listdir(path))
         return {"pretrained_model_name_or_path": str(path)}
     if path.is_absolute() or name.startswith((".", "~")) or path.is_file():
         raise UserError(f"no model folder {name!r}: give a Hub id, a folder with config.json, or a .gguf file")
     pinned = hub.pin("model", name, source.revision)
-    _check_files(source, pinned.files)
+    _check_weights(source, pinned.files)
     only = {} if pinned.reachable else {"local_files_only": True}
     return {"pretrained_model_name_or_path": name, "revision": pinned.commit, **only}
 
 
-def _check_files(source: ModelSource, files: Iterable[str]) -> None:
+def _check_files(folder: Path) -> None:
+    """Refuse what loading would wait for: whatever in ``folder``, or named by its index, is no file."""
+    special = next((entry for entry in [*folder.iterdir(), *_shards(folder)] if is_special(entry)), None)
+    if special is not None:
+        raise UserError(f"cannot read {special}: {SPECIAL}")
+
+
+def _check_layers(name: str, path: Path) -> None:
+    """Refuse a local model of so many layers that their list alone would fill the memory: transformers makes it."""
+    file = path / "config.json" if path.is_dir() else path
+    with suppress(OSError, ValueError, AttributeError):  # of which transformers says more
+        layers = read_json(file).get("num_hidden_layers")
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise UserError(
+                f"the config.json of {name!r} has num_hidden_layers {layers}: at most {MOST_LAYERS:,} can be"
+            )
+
+
+def _shards(folder: Path) -> set[Path]:
+    """The files that the indices of a folder name, as far as they can be read."""
+    named: set[Path] = set()
+    for index in folder.glob("*.index.json"):
+        if not is_special(index):
+            with suppress(OSError, ValueError, AttributeError, TypeError):
+                named |= {folder / name for name in read_json(index)["weight_map"].values()}
+    return named
+
+
+def _check_weights(source: ModelSource, files: Iterable[str]) -> None:
     if source.random_weights:
         return
     refuse_adapters(source.name, files)
@@ -119,6 +154,7 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
             raise UserError(f"{source.name!r} is an encoder-decoder model: a causal language model is needed")
+        check_config(source.name, config)
     return config
 
 

@@ -76,13 +76,17 @@ def read_sizes(checkpoint: "Checkpoint") -> ModelSizes:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sinkbench.models import hub
+    from sinkbench.models.checkpoints import check_config
     from sinkbench.models.silence import quiet
 
     location, trust = checkpoint.arguments, checkpoint.source.trust_remote_code
     try:
         with hub.patient(), quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(**location, trust_remote_code=trust)
+            check_config(checkpoint.source.name, config)
             return sizes_of(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    except UserError:
+        raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the configuration of {checkpoint.source.name!r} cannot be read: {text[:200]}") from error

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sinkbench.errors import UserError
+from sinkbench.files import check_output
 from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
 from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
@@ -145,11 +146,12 @@ def check_format(path: Path) -> str:
     """The format that the suffix of ``path`` asks for.
 
     Raises:
-        UserError: none that can be written.
+        UserError: none that can be written, or what is at ``path`` is no file.
     """
     form = path.suffix.lower().removeprefix(".")
     if form not in FORMATS:
         raise UserError(f"cannot tell the format of {path}: --output must end in .{', .'.join(FORMATS)}")
+    check_output(path)
     return form
 
 

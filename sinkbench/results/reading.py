@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_bytes
 from sinkbench.results.columns import SEED_COLUMNS, known_columns
 from sinkbench.results.record import read_record
 from sinkbench.results.rows import Damage, header_of, parse
@@ -60,7 +61,7 @@ def read_csv(path: Path) -> "pd.DataFrame":
     """
     check()
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     try:
@@ -68,6 +69,8 @@ def read_csv(path: Path) -> "pd.DataFrame":
         missing = [name for name in SEED_COLUMNS if name not in header]
         if header and missing:
             raise UserError(f"{path} is not a result: it has no column {', '.join(missing)}; move it out of the folder")
+        if not header and b"\n" in data:
+            raise UserError(f"{path} is not a result: its first line is empty; move it out of the folder")
         rows = parse(data, known_columns())
     except Damage as error:
         comma = ", " if error.line else " "

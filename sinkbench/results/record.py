@@ -1,10 +1,10 @@
 """The record beside a run's rows: how a run may end, and the JSON read back."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_json
 
 RUNNING, FINISHED, ENDED, OUT_OF_MEMORY = "running", "finished", "dataset ended", "out of memory"  # exit reasons
 
@@ -16,7 +16,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
         UserError: it cannot be read.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = read_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}): run that experiment again, or remove the file") from error
     return record if isinstance(record, dict) else None

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MARK = b"\xef\xbb\xbf"  # what some editors put before UTF-8
+PERPLEXITIES = ("ppl", "overall_ppl")  # whose logarithms are taken
+LONGEST = 10**9  # tokens
+LARGEST = 1e150  # of any other measure: sums and squares of it are numbers still
 BREAK, COMMA = ord("\n"), ord(",")
 
 
@@ -127,6 +130,11 @@ def _numbers(data: bytes, header: list[str], wanted: list[str]) -> "pd.DataFrame
     if any(kind.kind not in "iuf" for kind in frame.dtypes):
         raise _first_that_is_no_number(body, header, wanted) or Damage("holds numbers that cannot be read")
     frame = frame.astype("float64")
+    for name in wanted:
+        outside = np.flatnonzero(_is_outside(name, frame[name].to_numpy()))
+        if len(outside):
+            row = int(outside[0])
+            raise Damage(f"has {frame[name][row]:g} as its {name}, which no run measured", row + 2)
     lengths = frame["input_length"] if "input_length" in wanted else pd.Series(dtype=float)
     unknown = np.flatnonzero(~np.isfinite(lengths))
     if len(unknown):
@@ -134,6 +142,14 @@ def _numbers(data: bytes, header: list[str], wanted: list[str]) -> "pd.DataFrame
         cell = body.split(b"\n")[row].split(b",")[header.index("input_length")]
         raise _no_number(cell, "input_length", row)
     return frame
+
+
+def _is_outside(name: str, values: np.ndarray) -> np.ndarray:
+    """Which of a column's finite values no run can have measured, and nobody could add up or draw."""
+    if name in PERPLEXITIES:
+        return values <= 0
+    size = np.abs(values)
+    return np.isfinite(values) & (size > (LONGEST if name == "input_length" else LARGEST))
 
 
 def _first_that_is_no_number(body: bytes, header: list[str], wanted: list[str]) -> Damage | None:

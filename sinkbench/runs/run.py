@@ -20,7 +20,7 @@ from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
-from sinkbench.errors import UserError
+from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.runs.key import fingerprint, identified, weights_of
@@ -63,6 +63,7 @@ def run(
         record = opening(config, chosen)
         work = _Work(config, chosen, record, result, writer, watch, note)
         error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
+        error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
             error = writer.disturbed() or error
         error = work.keep_trace(error)

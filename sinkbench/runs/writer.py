@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_bytes
 from sinkbench.results.columns import BASE_COLUMNS, row_columns
 from sinkbench.results.files import is_at, replace_file
 from sinkbench.results.folders import make_folder, remove_empty
@@ -38,7 +39,7 @@ def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
         UserError: it cannot be read, has other columns, or is damaged before its last row.
     """
     try:
-        return rows_of(path.read_bytes(), columns, path)
+        return rows_of(read_bytes(path), columns, path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -224,9 +225,8 @@ def _found(path: Path) -> tuple[list[Path], FileIO]:
         made: list[Path] = []
         try:
             made = make_folder(path.parent)
-            return made, FileIO(
-                path, "ab", opener=_opened
-            )  # unbuffered: a row is with the operating system once it is written
+            file = FileIO(path, "ab", opener=_opened)  # unbuffered: a row is with the operating system once written
+            return made, file
         except OSError as error:
             remove_empty(made)
             if left and isinstance(error, FileNotFoundError) and not path.parent.is_dir():
@@ -241,7 +241,7 @@ def _opened(path: str, flags: int) -> int:
     if stat.S_ISREG(os.fstat(number).st_mode):
         return number
     os.close(number)
-    raise OSError("it is a pipe or a device, not a file")
+    raise OSError(SPECIAL)
 
 
 @undisturbed()

@@ -5,7 +5,7 @@ from pydantic import Field
 from sinkbench.errors import UserError
 from sinkbench.strategies.base import Strategy
 from sinkbench.strategies.policy import Policy
-from sinkbench.validation import Whole
+from sinkbench.validation import MOST, Whole
 
 
 class Pyramid(Strategy):
@@ -17,7 +17,7 @@ class Pyramid(Strategy):
     """
 
     sinks: Whole = 4
-    beta: int = Field(default=20, ge=1)
+    beta: int = Field(default=20, ge=1, le=MOST)
 
     def policy(self, window: int, layer: int = 0, layers: int = 1) -> Policy:
         budget = budgets(window, self.beta, layers)[layer]

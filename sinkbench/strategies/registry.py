@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from sinkbench.config import POSITIONS, StrategyConfig
 from sinkbench.errors import UserError
+from sinkbench.files import read_bytes
 from sinkbench.strategies.base import Strategy
 from sinkbench.strategies.checks import check_kind, in_a_line, policy_of
 from sinkbench.strategies.formats import Format
@@ -204,7 +205,7 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"--set {name} is given twice")
         try:
             found[name] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):  # no TOML, or more than can be read
             found[name] = text.strip()
     return found
 
@@ -235,7 +236,7 @@ def source_of(experiment: str) -> bytes | None:
     path, colon, _ = experiment.rpartition(":")
     if experiment in BUILTIN or not colon or not Path(path).expanduser().is_file():
         return None
-    return Path(path).expanduser().read_bytes()
+    return read_bytes(Path(path).expanduser())
 
 
 def available() -> list[Found]:
@@ -272,7 +273,7 @@ def _from_entry_point(point: EntryPoint) -> Found:
 
 def _from_file(path: Path, name: str) -> Found:
     try:
-        source = path.read_bytes()
+        source = read_bytes(path)
     except OSError as error:
         raise UserError(f"--experiment {path}:{name}: the file cannot be read: {error.strerror or error}") from error
     where = f"{path}:{name}"

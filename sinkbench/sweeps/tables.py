@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sinkbench.errors import UserError
+from sinkbench.files import read_text
 
 
 def table_in(path: Path) -> dict[str, Any]:
@@ -17,13 +18,16 @@ def table_in(path: Path) -> dict[str, Any]:
         UserError: it cannot be read, or is not TOML.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(read_text(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8, as TOML must be (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: is not TOML: {error}") from error
+    except (RecursionError, ValueError) as error:  # an integer of more digits than Python reads
+        deep = isinstance(error, RecursionError)
+        raise UserError(f"{path}: {'is nested too deeply' if deep else 'has a number that is too long'}") from error
     with about(path):
         return _spelled(table)
 

@@ -86,6 +86,9 @@ def _run(csv: Path, beside: Path, unreadable: list[str]) -> Run | None:
     record: dict[str, Any] | None = None
     try:
         record = read_record(beside) if beside.exists() else None
+    except UserError as error:  # rows need none
+        unreadable.append(str(error))
+    try:
         frame = read_csv(csv) if csv.exists() else None
     except UserError as error:
         unreadable.append(str(error))

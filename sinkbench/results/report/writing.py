@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sinkbench.errors import UserError
+from sinkbench.files import check_output
 from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.report.collect import collect
 
@@ -27,6 +28,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None) -> list[Pa
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
         raise UserError(f"cannot tell the format of {output}: --output must end in .html or .md")
+    for path in {output, output.with_suffix(".md")}:
+        check_output(path)
     groups = collect(folders)
     from sinkbench.results.report.markdown import markdown
     from sinkbench.results.report.page import html

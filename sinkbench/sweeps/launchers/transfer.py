@@ -2,7 +2,6 @@
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -18,6 +17,7 @@ import numpy as np
 
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
+from sinkbench.files import parse_json, read_json
 from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.results.traces import put_trace, trace_of
 from sinkbench.runs.record import write_json
@@ -154,8 +154,9 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     if checksum(transfer.rows, transfer.record, transfer.trace) != transfer.sha256:
         raise UserError(f"{where} is damaged: its SHA-256 does not fit")
     try:
-        record = json.loads(transfer.record)
+        record = parse_json(transfer.record)
         said = record["rows"], record["key"]
+        _check_kinds(record)
         rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
         right = len(rows) == 0 or np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1))
         right = right and len(rows) - int(np.isfinite(rows["nll"]).sum()) == record["rows_not_finite"]
@@ -166,8 +167,15 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
     return record
 
 
+def _check_kinds(record: dict[str, Any]) -> None:
+    """Refuse a record that no run wrote, whatever its checksum."""
+    tables = [*record["sessions"], *(record[about] for about in ("model", "dataset") if about in record)]
+    if not all(isinstance(table, dict) for table in tables) or not isinstance(record["key"], str):
+        raise ValueError("its record is none of a run")
+
+
 def _key_in(path: Path) -> str | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("key")
+        return read_json(path).get("key")
     except (OSError, ValueError, AttributeError):
         return None
