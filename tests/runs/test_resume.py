@@ -18,9 +18,10 @@ CHOOSING = [
 def choosing():
     """Strategies that choose and formats that round, by both engines; most of them ``heavy``."""
     light = {("h2o", "q8_0", "stepwise"), ("attention_sinks", "q8_0", "stepwise"), ("keydiff", "q4_0", "parallel")}
+    light.add(("transformers", "kivi2:group=16,residual=32", "stepwise"))
     for strategy, kv_format in CHOOSING:
-        for engine in ("stepwise",) if kv_format.startswith("kivi") else ("stepwise", "parallel"):
-            marks = () if (strategy, kv_format, engine) in light or "kivi" in kv_format else pytest.mark.heavy
+        for engine in ("stepwise", "parallel"):
+            marks = () if (strategy, kv_format, engine) in light else pytest.mark.heavy
             yield pytest.param(strategy, kv_format, engine, marks=marks)
 
 
