@@ -10,6 +10,7 @@ from torch import Tensor
 from sinkbench.attention.patterns import by_pattern
 from sinkbench.attention.rows import Rows
 from sinkbench.cache.scored import lowest
+from sinkbench.cache.scoring import scores_of
 from sinkbench.strategies import Held
 
 
@@ -30,7 +31,7 @@ def step_by_step(rows: Rows) -> Tensor:
     for i in range(n):
         now, present = rows.first + i, min(rows.first + i + 1, window + 1)
         slots.come(rows.held + i, now)
-        scores = eviction.score(slots.view(i, now, present))
+        scores = scores_of(eviction, slots.view(i, now, present))
         if now < window:
             slots.free.fill_(present)
             continue

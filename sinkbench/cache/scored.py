@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkbench.cache.formats import keys_read_back, read_back
+from sinkbench.cache.scoring import scores_of
 from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
@@ -201,7 +202,7 @@ class ScoredLayer(CacheLayerMixin):
             look=lambda: weights,
             keys_of=lambda: self.view,
         )
-        scores = self.eviction.score(held)
+        scores = scores_of(self.eviction, held)
         if n <= self.window:
             self.free.fill_(n)
             return

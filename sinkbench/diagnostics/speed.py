@@ -104,6 +104,10 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
     if timings.steps:
         yield from _steps(model, timings, plans, stream, note)
     for name, kept in plans.items():
+        reason = Parallel(model).refuses(kept)
+        if reason is not None:
+            note(f"parallel, {name}: {reason}")
+            continue
         for count in timings.streams:
             note(f"parallel, {name}, {count:,} tokens")
             yield _streams(f"parallel, {name}, {count:,} tokens", model, kept, stream[: count + 1])

@@ -88,16 +88,30 @@ def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
     config = model.config.get_text_config(decoder=True)
-    width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or 4 * width
-    size = torch.finfo(model.dtype).bits // 8
-    per_token = size * (12 * width + 4 * inner)
+    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     on_gpu = model.device.type == "cuda"
-    largest = 16384 if on_gpu else 2048
-    if plan is not None and plan.by_score:  # every query has a row of scores
-        largest = 1024 if on_gpu else 256
-        rows = (plan.window or 0) + largest
-        per_token += 3 * 4 * config.num_attention_heads * rows
+    most = most_at_once(plan, on_gpu)
+    a_token = bytes_at_once(
+        plan, config.hidden_size, inner, config.num_attention_heads, torch.finfo(model.dtype).bits // 8, most
+    )
     free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    fits = [c for c in CHUNKS if c <= largest and c * per_token <= free / 4]
+    return fitting(a_token, free, most)
+
+
+def most_at_once(plan: Plan | None, on_gpu: bool) -> int:
+    """Tokens a forward, at most: fewer where entries are scored, as every query has a row of scores."""
+    if plan is not None and plan.by_score:
+        return 1024 if on_gpu else 256
+    return 16384 if on_gpu else 2048
+
+
+def bytes_at_once(plan: Plan | None, hidden: int, inner: int, heads: int, itemsize: int, most: int) -> int:
+    """Bytes that a token of a forward takes: hidden states, and where entries are scored, its rows of scores."""
+    states = itemsize * (12 * hidden + 4 * inner)
+    return states + (3 * 4 * heads * ((plan.window or 0) + most) if plan is not None and plan.by_score else 0)
+
+
+def fitting(a_token: int, free: int, most: int) -> int:
+    """The largest chunk of tokens, ``most`` at most, that leaves three quarters of ``free`` bytes alone."""
+    fits = [chunk for chunk in CHUNKS if chunk <= most and chunk * a_token <= free / 4]
     return fits[0] if fits else CHUNKS[-1]

@@ -23,7 +23,7 @@ def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace |
     if not len(tokens):
         return cache
     tokens = tokens.to(model.device)
-    close = plan.by_score or plan.recoded
+    close = plan.by_score or not plan.as_computed
     if not close and refuses_chunks(model, cache, len(tokens) + 1) is None:
         for _ in hidden_states(model, cache, tokens):
             pass

@@ -112,6 +112,12 @@ class Eviction(Strategy):
     tolerance: ClassVar[float] = 0.0
     pattern: ClassVar["Pattern | None"] = None
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """A score of its own follows no pattern that it does not name itself."""
+        if "score" in vars(cls) and "pattern" not in vars(cls):
+            cls.pattern = None
+
     def score(self, held: Held) -> "Tensor":
         """The worth of every entry, ``(B, H, n)``, or ``(B, 1, n)`` where the layer chooses.
 

@@ -15,11 +15,13 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import PydanticSerializationError
 
 from sinkbench.config import POSITIONS, StrategyConfig
 from sinkbench.errors import UserError
 from sinkbench.files import read_bytes
 from sinkbench.strategies.base import Strategy
+from sinkbench.strategies.checks import check_kind, in_a_line, policy_of
 from sinkbench.strategies.formats import Format
 from sinkbench.strategies.formats import parse as parse_format
 from sinkbench.strategies.plan import LayerSizes, Plan, Positions, make_plan
@@ -89,7 +91,7 @@ class Chosen:
         context = self.strategy.context(self.window)
 
         def policy(layer: int, layers: int) -> Any:
-            return self.strategy.policy(self.window, layer, layers)
+            return policy_of(self.strategy, self.name, self.window, layer, layers)
 
         plan = make_plan(sizes, policy, self.positions, self.format, context)
         for layer in plan.kept:
@@ -109,7 +111,7 @@ class Chosen:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides what is kept, as a key needs it. Two choices that keep the same may still differ in it."""
-        policy = self.strategy.policy(self.window)
+        policy = policy_of(self.strategy, self.name, self.window)
         known = self.found.sha256 is None and self.strategy.context(self.window) is None
         own = {} if self.found.sha256 is None else {"class": self.found.kind.__qualname__}  # a file may have several
         return {
@@ -156,7 +158,7 @@ def choose(
     chosen: Positions = "text" if positions == "text" else "cache" if positions == "cache" else found.kind.positions
     if window < 1:
         raise UserError(f"--window-size must be an integer of at least 1 (got {window})")
-    policy = strategy.policy(window)  # refuses sizes that cannot be, whatever the model
+    policy = policy_of(strategy, found.name, window)  # refuses sizes that cannot be, whatever the model
     return Chosen(found, strategy, window, chosen, _stored(kv_format, found, policy, strategy.context(window)))
 
 
@@ -262,8 +264,8 @@ def _from_entry_point(point: EntryPoint) -> Found:
     try:
         kind = point.load()
     except Exception as error:
-        raise UserError(f"{where} cannot be imported: {_reason(error)}") from error
-    _check(kind, where)
+        raise UserError(f"{where} cannot be imported: {in_a_line(error)}") from error
+    check_kind(kind, where)
     file = inspect.getsourcefile(kind)
     source = digest_of(Path(file), Path(file).read_bytes(), kind) if file else digest(b"")
     return Found(point.name, kind, point.dist.name if point.dist else point.value, source)
@@ -278,7 +280,7 @@ def _from_file(path: Path, name: str) -> Found:
     kind = getattr(_imported(path, source), name, None)
     if kind is None:
         raise UserError(f"--experiment {where}: the file has no class {name!r}")
-    _check(kind, where)
+    check_kind(kind, where)
     try:
         return Found(snake(name), kind, str(path), digest_of(path, source, kind))
     except OSError as error:
@@ -299,27 +301,26 @@ def _imported(path: Path, source: bytes) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UserError(f"--experiment {path}: cannot be imported: {_reason(error)}") from error
+        raise UserError(f"--experiment {path}: cannot be imported: {in_a_line(error)}") from error
     return module
-
-
-def _check(kind: Any, where: str) -> None:
-    if not isinstance(kind, type) or not issubclass(kind, Strategy):
-        raise UserError(
-            f"{where} is no strategy: it must be a class derived from sinkbench.strategies.Strategy or Eviction"
-        )
 
 
 def _made(found: Found, given: dict[str, Any]) -> Strategy:
     try:
-        return found.kind(**given)
+        strategy = found.kind(**given)
+        strategy.model_dump(mode="json")
+    except PydanticSerializationError as error:
+        raise UserError(f"{found.name}: a parameter cannot be written down: {in_a_line(error)}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name, names = str(first["loc"][0]) if first["loc"] else "", list(found.kind.model_fields)
         if first["type"] == "extra_forbidden":
             known = nearest(name, names) if names else "; it has none"
             raise UserError(f"{found.name} has no parameter {name!r}{known}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{found.name} needs a value: --set {name}=...") from error
         raise UserError(f"--set {name}: {_lower(first['msg'])} (got {shown(first['input'])})") from error
+    return strategy
 
 
 def _lower(message: str) -> str:
@@ -335,8 +336,3 @@ def _in_json(value: Any) -> Any:
 def snake(name: str) -> str:
     """``ClassName`` as ``class_name``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

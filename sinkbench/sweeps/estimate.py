@@ -17,9 +17,10 @@ import torch
 from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
 from sinkbench.config import RunConfig
-from sinkbench.engines.chunks import CHUNKS
+from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
 from sinkbench.engines.head import SLICE_BYTES
 from sinkbench.engines.parallel import COMPILE_FROM
+from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
 from sinkbench.strategies import LayerPlan, Plan
@@ -90,7 +91,7 @@ def estimate(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
     The CUDA context (about half a GiB) comes on top of the memory.
 
     Raises:
-        UserError: sizes that leave no window.
+        UserError: sizes that leave no window, or what the engine cannot run.
     """
     return _Run(options, shape, device).estimate()
 
@@ -115,7 +116,11 @@ class _Run:
 
     @cached_property
     def plan(self) -> Plan:
-        return chosen_by(self.options).plan(self.shape.layer_sizes())
+        plan = chosen_by(self.options).plan(self.shape.layer_sizes())
+        reason = refuses_plan(plan) if self.is_parallel and plan.context is None else None
+        if reason is not None:
+            raise UserError(f"the parallel engine cannot run this: {reason}")
+        return plan
 
     @property
     def is_parallel(self) -> bool:
@@ -170,17 +175,21 @@ class _Run:
         return bound + max(self.chunk if self.is_parallel else 1, compaction_interval(layer.policy))
 
     @property
+    def most(self) -> int:
+        return most_at_once(self.plan, self.device.kind == "cuda")
+
+    @property
     def a_state(self) -> int:
-        """Bytes of hidden states for one token of a forward, as the parallel engine reckons."""
-        return self.itemsize * (12 * self.shape.hidden_size + 4 * self.shape.intermediate_size)
+        """Bytes of hidden states, and of scores, for one token of a forward, as the parallel engine reckons."""
+        plan = self.plan if self.is_parallel else None
+        shape = self.shape
+        return bytes_at_once(plan, shape.hidden_size, shape.intermediate_size, shape.heads, self.itemsize, self.most)
 
     @property
     def chunk(self) -> int:
         """Tokens a forward of the parallel engine."""
         free = max(0, self.device.memory - self.weights)
-        choice = CHUNKS if self.device.kind == "cuda" else CHUNKS[3:]
-        fits = [chunk for chunk in choice if chunk * self.a_state <= free / 4]
-        return min(self.options.chunk_size or (fits[0] if fits else CHUNKS[-1]), self.options.num_tokens)
+        return min(self.options.chunk_size or fitting(self.a_state, free, self.most), self.options.num_tokens)
 
     @property
     def state_bytes(self) -> int:
@@ -213,6 +222,7 @@ class _Run:
     def attention_seconds(self, keys: float) -> float:
         """For the scores of one token with ``keys`` keys, over all layers together, many tokens at once."""
         fused = self.shape.plain_attention and (self.device.kind == "cpu" or self.itemsize == 2)
+        fused &= not self.plan.by_score  # a scan reads each score
         arithmetic = 4 * self.shape.heads * self.shape.head_dim * keys / self.device.rate * OVER_ARITHMETIC
         return arithmetic if fused else max(arithmetic, A_SCORE * self.shape.heads * keys / self.device.bandwidth)
 
@@ -229,7 +239,8 @@ class _Run:
 
     @property
     def parallel_seconds(self) -> float:
-        keys = sum(count * self.held_by(layer) for count, layer in self.layers)
+        beside = self.chunk if self.plan.by_score else 0  # a row of scores has a column for each token of the chunk
+        keys = sum(count * (self.held_by(layer) + beside) for count, layer in self.layers)
         n = self.options.num_tokens
         busy = n * (self.product_seconds(self.shape.met_weights) + self.attention_seconds(keys))
         compiled = self.device.kind == "cuda" and n >= COMPILE_FROM

@@ -37,6 +37,18 @@ def test_every_timing_is_of_steps_past_a_full_window():
     assert all(timing > 0 for cost in costs.values() for timing in cost.timings)
 
 
+def test_what_the_parallel_engine_refuses_is_timed_step_by_step_alone():
+    timings = speed.Timings(window=16, sinks=None, steps=3, streams=[30], dense=0, strategies=["recompute", "h2o"])
+    lines = []
+    costs = [cost.what for cost in speed.measure(tiny.ROTARY["llama"](), timings, lines.append)]
+    assert [what for what in costs if what[0] in "sp"] == [
+        "stepwise, recompute",
+        "stepwise, h2o",
+        "parallel, h2o, 30 tokens",
+    ]
+    assert "parallel, recompute: no cache is carried: each token is read afresh" in lines
+
+
 def test_the_floor_counts_every_weight_that_a_token_meets_and_its_cache():
     model = tiny.ROTARY["llama"](tie_word_embeddings=False)
     met = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()

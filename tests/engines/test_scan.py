@@ -3,6 +3,8 @@
 The stepwise engine is held against a brute-force oracle in test_scored.py.
 """
 
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -110,3 +112,22 @@ def test_entries_that_are_stored_anew_are_read_in_the_version_of_each_token(fami
     wanted, nll = run(Stepwise(model), plan, stream)[0], run(Parallel(model, chunk), plan, stream)[0]
     # the others' own attention, which single steps go through, has a softmax in float32
     assert (nll - wanted).abs().max() <= (1e-9 if family == "llama" else 2e-4)
+
+
+FRESH = """
+import torch
+from sinkbench.attention.kernels import host
+torch.set_num_threads(1)
+died = torch.full((1, 4), 3)
+limits = dict(n=3, held=1, first=1, window=2, sinks=0, recent=0)
+host.fixed(torch.rand(1, 4), torch.arange(4)[None], died, tolerance=0.0, **limits)
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.heavy
+def test_a_scan_leaves_the_number_of_threads_as_it_was():
+    """Numba's first kernel of a process sets OpenMP's, for all libraries: on a busy machine all else took ten times."""
+    pytest.importorskip("numba")
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]

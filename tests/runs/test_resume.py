@@ -4,7 +4,25 @@ import json
 
 import pandas as pd
 import pytest
+import tiny
 from resuming import TOKENS, copied, cut, run, same
+
+CHOOSING = [
+    *((name, "model") for name in ("h2o", "tova", "knorm", "keydiff", "random")),
+    *(("h2o", "q8_0"), ("keydiff", "q4_0"), ("tova", "fp8_e4m3")),
+    *(("attention_sinks", "q8_0"), ("context_shift", "q4_0"), ("windowed", "fp8_e4m3"), ("transformers", "q8_0")),
+    ("transformers", "kivi2:group=16,residual=32"),
+]
+
+
+def choosing():
+    """Strategies that choose and formats that round, by both engines; most of them ``heavy``."""
+    light = {("h2o", "q8_0", "stepwise"), ("attention_sinks", "q8_0", "stepwise"), ("keydiff", "q4_0", "parallel")}
+    light.add(("transformers", "kivi2:group=16,residual=32", "stepwise"))
+    for strategy, kv_format in CHOOSING:
+        for engine in ("stepwise", "parallel"):
+            marks = () if (strategy, kv_format, engine) in light else pytest.mark.heavy
+            yield pytest.param(strategy, kv_format, engine, marks=marks)
 
 
 @pytest.mark.parametrize("engine", ["stepwise", "parallel"])
@@ -19,6 +37,31 @@ def test_the_joined_csv_is_that_of_an_uninterrupted_run(family, strategy, rows, 
     same(csv, wanted)
     record = json.loads(csv.with_suffix(".json").read_text())
     assert (record["exit_reason"], record["rows"], record["resumed_at"]) == ("finished", TOKENS, [rows])
+
+
+@pytest.fixture(scope="module")
+def heads_of_32(tmp_path_factory):
+    """Options that run on a model whose heads every format can store."""
+    folder = tmp_path_factory.mktemp("heads_of_32")
+    tiny.build("llama", head_dim=32, **tiny.GROUPED).save_pretrained(folder)
+    (folder / "tokens.jsonl").write_text(json.dumps({"input_ids": tiny.tokens(130).tolist()}) + "\n")
+    data = ("--dataset-name", folder / "tokens.jsonl", "--data-column", "input_ids", "--dtype", "float32")
+    return ["run", "--model-name-or-path", folder, *data, "--window-size", 24, "--num-tokens", 120]
+
+
+@pytest.mark.parametrize(("strategy", "kv_format", "engine"), choosing())
+def test_what_rounding_could_decide_is_decided_as_before(strategy, kv_format, engine, heads_of_32, here, tmp_path):
+    """Which entry a score evicts, and which code a number gets; begun for fewer tokens, and goes on for more."""
+    how = ("--experiment", strategy, "--kv-format", kv_format, "--engine", engine, "--chunk-size", 50)
+    options = [*heads_of_32, *how, "--output-dir"]
+    assert here(*options, tmp_path / "whole")[0] == 0
+    assert here(*options, tmp_path / "begun", "--num-tokens", 71)[0] == 0
+    assert here(*options, tmp_path / "begun", "--resume")[0] == 0
+    (wanted,), (csv,) = ((tmp_path / folder).glob("*.csv") for folder in ("whole", "begun"))
+    ours, theirs = pd.read_csv(csv), pd.read_csv(wanted)
+    assert list(ours.kv_cache_bytes) == list(theirs.kv_cache_bytes)
+    assert list(ours.nll) == pytest.approx(list(theirs.nll), abs=1e-5)
+    assert json.loads(csv.with_suffix(".json").read_text())["resumed_at"] == [71]
 
 
 def test_without_a_csv_it_begins_at_the_beginning(whole, here, tmp_path):

@@ -116,6 +116,20 @@ def test_chunks_are_as_the_parallel_engine_takes_them() -> None:
     assert fixed[0] == fixed[1] < both[0]
 
 
+def test_rows_of_scores_take_their_share_of_a_chunk_and_their_time() -> None:
+    scored = estimate(options("parallel", "h2o", chunk_size=256), shape("llama_2_7b"), H200)
+    by_position = estimate(options("parallel", "windowed", chunk_size=256), shape("llama_2_7b"), H200)
+    rows = 256 * 3 * 4 * 32 * (1024 + 1024)  # float32, three times, of 32 heads: held entries, and the largest chunk's
+    spare = 32 * 2 * 2 * 4096 * 256  # slots for keys and values that a strip has beside its window
+    assert scored.vram_bytes - by_position.vram_bytes == rows - spare
+    assert scored.seconds > by_position.seconds
+
+
+def test_what_the_engine_refuses_has_no_estimate() -> None:
+    with pytest.raises(UserError, match="the parallel engine cannot run this"):
+        estimate(options("parallel", "h2o", positions="cache"), shape("llama_2_7b"), H200)
+
+
 # Time
 
 

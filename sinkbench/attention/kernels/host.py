@@ -212,5 +212,8 @@ def _powers(scores: Tensor, extra: Tensor | None, held: int) -> tuple[Tensor, Te
 
 
 def _call(kernel: Callable[..., None], *arrays: Tensor, **limits: int) -> None:
-    numba.set_num_threads(min(torch.get_num_threads(), numba.get_num_threads()))
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.get_num_threads()))
     kernel(*(x.numpy() for x in arrays), **limits)
+    if torch.get_num_threads() != threads:  # numba's first kernel tells OpenMP, and so torch, to use all cores
+        torch.set_num_threads(threads)
