@@ -62,7 +62,7 @@ def test_a_long_prompt_takes_one_forward_of_the_model_and_not_one_a_token(llama)
 def test_chunks_of_a_prompt_do_not_change_the_answer(llama, monkeypatch):
     stream = tiny.tokens(60)
     whole = nlls(llama, stream)
-    monkeypatch.setattr("sinkbench.api.forward.chunk_for", lambda model: 7)
+    monkeypatch.setattr("sinkbench.api.forward.chunk_for", lambda *asked: 7)
     assert (nlls(llama, stream) - whole).abs().max() < 2e-4
     outputs = llama(stream[None], output_hidden_states=True, logits_to_keep=10)
     assert outputs.logits.shape == (1, 10, tiny.VOCABULARY)

@@ -205,7 +205,7 @@ def test_a_strategy_that_trips_fails_alone(sweep, tmp_path):
     )
     status, lines = sweep(experiment=[f"{tmp_path / 'mine.py'}:Mine", "windowed"])
     assert status == 1
-    assert [": failed: ZeroDivisionError" in line for line in lines] == [True, False]
+    assert [": failed: " in line and "ZeroDivisionError" in line for line in lines] == [True, False], lines
 
 
 def test_estimates_of_the_others_are_shown(here, tmp_path):

@@ -17,9 +17,10 @@ from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps.experiment import AXES, Experiments, Listed, read_experiments, read_options, slugs
 
 ROOT = Path(__file__).parents[2]
-MADE = {"smollm2_135m_cpu"}  # files of which results are in the repository
+MADE = {"smollm2_135m_cpu", "smollm2_135m_eviction"}  # files of which results are in the repository
+FURTHER = {"smollm2_135m_h200"}  # neither that, nor the seed's settings for another model
 EVERY = sorted((ROOT / "experiments").glob("*.toml"))
-SHIPPED = [path for path in EVERY if path.stem not in MADE]
+SHIPPED = [path for path in EVERY if path.stem not in MADE | FURTHER]
 ALL = 'experiment = ["transformers", "windowed", "attention_sinks", "recompute"]\n'
 
 
