@@ -86,7 +86,8 @@ class Chosen:
         """What each layer of a model of these sizes keeps.
 
         Raises:
-            UserError: parameters that do not go with the window or the model, or a format that a layer cannot take.
+            UserError: parameters that do not go with the window or the model, a format that a layer cannot take, or a
+                model that keeps no keys and values.
         """
         context = self.strategy.context(self.window)
 
@@ -94,6 +95,8 @@ class Chosen:
             return policy_of(self.strategy, self.name, self.window, layer, layers)
 
         plan = make_plan(sizes, policy, self.positions, self.format, context)
+        if not plan.kept and context is None:
+            raise UserError("no layer of this model keeps keys and values, so there is no cache to cut: nothing to run")
         for layer in plan.kept:
             reason = self.format.refuses_dim(layer.sizes.head_dim) or self.format.refuses_policy(layer.policy)
             if reason is not None:

@@ -208,3 +208,9 @@ def test_a_stranger_needs_few_lines():
     for module, most in ((tova, 25), (h2o, 40), (random, 20), (knorm, 20)):
         assert len(inspect.getsource(module).splitlines()) <= most
     assert issubclass(h2o.H2O, Eviction)
+
+
+def test_a_model_that_keeps_no_keys_and_values_has_nothing_to_cut():
+    state = LayerSizes("state", 2, 16)
+    with pytest.raises(UserError, match="no layer of this model keeps keys and values"):
+        choose("windowed", 8).plan([state, state])
