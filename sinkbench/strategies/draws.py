@@ -4,9 +4,11 @@ A mix of SplitMix64's finaliser (Steele, Lea and Flood, 2014) over the counters,
 every engine, device and dtype draws the same.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as signed numbers
@@ -18,11 +20,16 @@ def draw(seed: int, layer: int, tokens: "Tensor") -> "Tensor":
     Args:
         tokens: indices in the text, int64, ``(B, H, n)``.
     """
+    mixed = _of_heads(seed, layer, tokens.shape[1], tokens.device)
+    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
+
+
+@lru_cache(maxsize=256)  # a step asks for the same as the one before
+def _of_heads(seed: int, layer: int, heads: int, device: "torch.device") -> "Tensor":
     import torch
 
-    heads = torch.arange(tokens.shape[1], device=tokens.device)[None, :, None]
-    mixed = _mix(heads + _signed(_mix_number(_mix_number(seed) + layer)))
-    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
+    numbers = torch.arange(heads, device=device)[None, :, None]
+    return _mix(numbers + _signed(_mix_number(_mix_number(seed) + layer)))
 
 
 def _mix_number(x: int) -> int:
