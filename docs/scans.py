@@ -36,7 +36,7 @@ def main() -> None:
     model = load_model(checkpoint)
     sizes = layer_sizes(model.config)
     tokens = read_stream(Source("kjv"), END + 1, lambda: load_tokenizer(checkpoint)).tokens
-    ways = {"token by token": Stepwise(model), "in chunks, torch": Parallel(model), "in chunks": Parallel(model)}
+    ways = {"token by token": Stepwise(model), "in chunks, torch": Parallel(model), "in chunks, numba": Parallel(model)}
     costs: dict[str, list[float]] = {way: [] for way in ways}
     for name in NAMES:
         small, plan = choose(name, 128).plan(sizes), choose(name, WINDOW).plan(sizes)
@@ -88,6 +88,8 @@ def _draw(costs: dict[str, list[float]]) -> None:
         bars = axes.bar(places + 0.27 * (number - 1), values, 0.25, color=colour, label=way)
         axes.bar_label(bars, [f"{value:.3g}" for value in values], fontsize=8)
     axes.set_xticks(places, NAMES)
+    axes.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
+    axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
     figure.savefig(Path(__file__).with_name("scans.png"), dpi=150)
