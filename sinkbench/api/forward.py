@@ -178,15 +178,15 @@ def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> 
     where a chunk would not be exact.
     """
     plan, reach, ours = cache.plan, cache.reach, cache.needs_attention
-    fits = not cache.seen and all(x.window is None or n <= x.window + 1 for x in (layer.policy for layer in plan.kept))
+    fits = not cache.seen and not plan.by_score
+    fits = fits and all(x.window is None or n <= x.window + 1 for x in (layer.policy for layer in plan.kept))
     ranked = plan.by_score and plan.positions == "cache"
     if n == 1 or ranked or plan.recoded:
         return [1] * n, ours
     if not reach.lasts(cache.seen + n):
-        fits &= not plan.by_score
         whole = min(n, reach.limit or n) if fits and not plan.stateful else 1
         return [whole] + [1] * (n - whole), ours
-    if fits and not plan.by_score:
+    if fits:
         return [n], False
     if plan.stateful:
         return [1] * n, ours

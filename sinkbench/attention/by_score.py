@@ -11,9 +11,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
 from sinkbench.attention.scan import scan
-from sinkbench.attention.scores import Scores
+from sinkbench.attention.scores import Scores, shares_of
 from sinkbench.cache.scored import Columns, ScoredLayer
 from sinkbench.positions.rotary import wide
 
@@ -64,7 +65,8 @@ def attend_many(layer: ScoredLayer, query: Tensor, scores: Scores) -> Tensor:
         out = fused.attend(query, columns.keys, columns.values, died, columns.held, scores.scale, scores.extra)
         layer.keep(died)
         return out
-    shares = _softmax(rows.scores.masked_fill_(~seen_by(died, columns.held, n)[:, :, None], -math.inf), extra)
+    alive = rows.scores.masked_fill_(~seen_by(died, columns.held, n)[:, :, None], -math.inf)
+    shares = shares_of(alive, None if extra is None else extra[..., None])
     out = torch.matmul(shares.to(columns.values.dtype).flatten(2, 3), columns.values)
     layer.keep(died)
     return out.view(*query.shape[:3], -1)
@@ -87,11 +89,7 @@ def _fused(query: Tensor, columns: Columns, scores: Scores) -> ModuleType | None
     same = columns.values.shape[-1] == query.shape[-1]
     if not query.is_cuda or query.dtype == torch.float64 or not scores.plain or not same:
         return None
-    try:
-        from sinkbench.attention.kernels import alive
-    except ImportError:
-        return None
-    return alive
+    return kernels("alive")
 
 
 def seen_by(died: Tensor, held: int, n: int) -> Tensor:
@@ -99,11 +97,3 @@ def seen_by(died: Tensor, held: int, n: int) -> Tensor:
     i = torch.arange(n, device=died.device)[:, None]
     come = torch.arange(-held, n, device=died.device)[None] <= i
     return come & (died[:, :, None] >= i)
-
-
-def _softmax(weights: Tensor, extra: Tensor | None) -> Tensor:
-    """Shares of scores ``(B, H, G, n, m)``, with a logit that joins each softmax, ``(H, G)``."""
-    if extra is None:
-        return weights.softmax(-1)
-    total = torch.logaddexp(weights.logsumexp(-1), extra[..., None])
-    return torch.exp(weights - total[..., None])

@@ -8,7 +8,7 @@ own.
 import torch
 from torch import Tensor
 
-from sinkbench.attention.scores import Scores
+from sinkbench.attention.scores import Scores, shares_of
 from sinkbench.cache.kivi import KiviLayer
 
 QUERY_BLOCK = 256  # queries that read one state of the strip
@@ -39,10 +39,8 @@ def _block(layer: KiviLayer, query: Tensor, scores: Scores, a: int, b: int) -> T
         weights[..., span] = torch.where(passed, scores.of(query, coded), weights[..., span])
     bias = scores.bias(layer.plan, t, j, j, b)
     weights = (weights if bias is None else weights + bias).masked_fill_(j > t, -torch.inf)
-    total = weights.logsumexp(-1, keepdim=True)
-    if scores.extra is not None:
-        total = torch.logaddexp(total, scores.extra.to(total.dtype)[None, :, None, None])
-    shares = torch.exp(weights - total).to(values.dtype)
+    extra = None if scores.extra is None else scores.extra.to(weights.dtype)[:, None]
+    shares = shares_of(weights, extra).to(values.dtype)
     span, coded = layer.coming_values(b - 1)
     if coded is None:
         return _sums(shares, values)

@@ -4,13 +4,13 @@
 names and with the same arguments.
 """
 
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
 from sinkbench.strategies import Held
 
@@ -18,23 +18,18 @@ from sinkbench.strategies import Held
 def kernels_for(device: torch.device) -> ModuleType | None:
     """The module with the scans for ``device``; ``None`` where what compiles them is not installed."""
     name = {"cpu": "host", "cuda": "device"}.get(device.type)
-    if name is None:
-        return None
-    try:
-        return import_module(f"sinkbench.attention.kernels.{name}")
-    except ImportError:
-        return None
+    return None if name is None else kernels(name)
 
 
 def by_pattern(rows: Rows) -> Tensor | None:
     """As :func:`sinkbench.attention.scan.scan`; ``None`` where the strategy has no pattern, or there are no kernels."""
     pattern = rows.eviction.pattern
-    kernels = kernels_for(rows.tokens.device) if pattern else None
-    if kernels is None or not rows.n:
+    found = kernels_for(rows.tokens.device) if pattern else None
+    if found is None or not rows.n:
         return None
     make = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
     died = torch.full_like(rows.tokens, rows.n)
-    make(kernels, rows, died)
+    make(found, rows, died)
     return died
 
 
@@ -49,34 +44,34 @@ def _limits(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _fixed(kernels: Any, rows: Rows, died: Tensor) -> None:
+def _fixed(scans: Any, rows: Rows, died: Tensor) -> None:
     scores = rows.eviction.score(
         Held(rows.tokens, rows.first + rows.n - 1, rows.memory, rows.layer, _no_weights, lambda: rows.keys)
     ).expand(rows.tokens.shape)
-    kernels.fixed(*_flat(scores, rows.tokens, died), n=rows.n, tolerance=rows.eviction.tolerance, **_limits(rows))
+    scans.fixed(*_flat(scores, rows.tokens, died), n=rows.n, tolerance=rows.eviction.tolerance, **_limits(rows))
 
 
 def _no_weights() -> Tensor:
     raise TypeError("a score of the pattern 'fixed' does not look at weights")
 
 
-def _summed(kernels: Any, rows: Rows, died: Tensor) -> None:
+def _summed(scans: Any, rows: Rows, died: Tensor) -> None:
     totals = rows.memory[rows.eviction.memory[0]]
     averaged = rows.eviction.pattern == "averaged"
     extra = None if rows.extra is None else rows.extra.repeat(len(rows.tokens), 1)
     arrays = (rows.scores.flatten(0, 1), extra, *_flat(totals, rows.tokens, died))
-    kernels.summed(*arrays, averaged=averaged, **_limits(rows))
+    scans.summed(*arrays, averaged=averaged, **_limits(rows))
 
 
-def _newest(kernels: Any, rows: Rows, died: Tensor) -> None:
+def _newest(scans: Any, rows: Rows, died: Tensor) -> None:
     of_layer = died[:, 0].contiguous()
     extra = None if rows.extra is None else rows.extra.flatten().repeat(len(rows.tokens), 1)
-    kernels.newest(rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer, **_limits(rows))
+    scans.newest(rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer, **_limits(rows))
     died.copy_(of_layer[:, None].expand_as(died))
 
 
-def _alike(kernels: Any, rows: Rows, died: Tensor) -> None:
-    kernels.alike(*_flat(rows.keys, _marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
+def _alike(scans: Any, rows: Rows, died: Tensor) -> None:
+    scans.alike(*_flat(rows.keys, _marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
 
 
 def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:

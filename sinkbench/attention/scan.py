@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sinkbench.attention.patterns import by_pattern
 from sinkbench.attention.rows import Rows
+from sinkbench.attention.scores import shares_of
 from sinkbench.cache.scored import lowest
 from sinkbench.cache.scoring import scores_of
 from sinkbench.strategies import Held
@@ -64,11 +65,7 @@ class Slots:
 
         def look() -> Tensor:
             row = rows.scores[:, :, :, i]
-            row = row.gather(3, columns[:, :, None].expand(-1, -1, row.shape[2], -1))
-            if rows.extra is None:
-                return row.softmax(-1)
-            total = torch.logaddexp(row.logsumexp(-1), rows.extra)
-            return torch.exp(row - total[..., None])
+            return shares_of(row.gather(3, columns[:, :, None].expand(-1, -1, row.shape[2], -1)), rows.extra)
 
         return Held(
             tokens=self.tokens[:, :, :present],

@@ -68,6 +68,14 @@ def products_of(a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(a, b.transpose(-1, -2)).to(wide(a.dtype))
 
 
+def shares_of(weights: Tensor, extra: Tensor | None) -> Tensor:
+    """The softmax over scores ``(..., m)``, with a logit that joins each, which broadcasts to ``(...)``."""
+    if extra is None:
+        return weights.softmax(-1)
+    total = torch.logaddexp(weights.logsumexp(-1), extra)
+    return torch.exp(weights - total[..., None])
+
+
 def softmax(weights: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """Output ``(B, H, n, D)`` and log-denominator ``(B, H, n)`` of a softmax over scores ``(B, H, n, m)``."""
     batch, heads, n, m = weights.shape

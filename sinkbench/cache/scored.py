@@ -8,7 +8,6 @@ Many tokens at once (``text`` positions alone) join behind what is held, and are
 died at which token is for the attention to find (:mod:`sinkbench.attention.scan`), and what is alive then is kept.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -118,7 +117,8 @@ class ScoredLayer(CacheLayerMixin):
     def _join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of a chunk: what is held, and the new tokens."""
         if self.seen > self.window:  # the last slot's entry moves to the one that is free
-            self._each(lambda x: x.scatter_(2, _along(self.free, x), x[:, :, self.window :].clone()))
+            for x in (self.keys, self.values, self.tokens, *self.memory.values()):
+                x.scatter_(2, _along(self.free, x), x[:, :, self.window :].clone())
         held, n = self.held, keys.shape[2]
         new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
         nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
@@ -154,10 +154,6 @@ class ScoredLayer(CacheLayerMixin):
             self.memory[name][:, :, :held] = numbers.gather(2, alive)
         self.free.fill_(held)
         self.columns = None
-
-    def _each(self, change: Callable[[Tensor], object]) -> None:
-        for x in (self.keys, self.values, self.tokens, *self.memory.values()):
-            change(x)
 
     @property
     def _rope(self) -> Rope:

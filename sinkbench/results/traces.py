@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sinkbench.errors import UserError
+from sinkbench.results.files import replace_file
 
 VERSION = 1
 HELD, ABSENT = 0, -1  # in place of a lifetime: held at the end; no such head in this layer
@@ -67,13 +68,7 @@ def write_trace(path: Path, kept: Lifetimes) -> None:
 
 def put_trace(path: Path, data: bytes) -> None:
     """As :func:`write_trace`, of the bytes of one."""
-    parts = path.with_name(f".{path.name}.part")
-    try:
-        parts.write_bytes(data)
-        parts.replace(path)
-    except OSError as error:
-        parts.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    replace_file(path, data)
 
 
 def tokens_in(path: Path) -> int | None:
