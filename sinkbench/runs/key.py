@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -108,16 +107,8 @@ def _read(file: Path) -> dict[str, Any]:
 def _sum(folder: Path, files: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for name, file in sorted({os.path.relpath(file, folder): file for file in files}.items()):
-        about = file.stat()
-        seen = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        total.update(f"{name} {_digest(file, seen)}\n".encode(errors="surrogateescape"))
+        total.update(f"{name} {digest(file)}\n".encode(errors="surrogateescape"))
     return f"sha256:{total.hexdigest()}"
-
-
-@lru_cache(maxsize=1024)
-def _digest(file: Path, seen: tuple[int, ...]) -> str:
-    """Remembered while ``file`` looks as it was ``seen``: every cell of a sweep asks for the same gigabytes."""
-    return digest(file)
 
 
 def fingerprint(tokens: Tensor) -> str:

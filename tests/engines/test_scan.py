@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 import tiny
 import torch
-from evictions import watched
+from evictions import RULES, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,14 +20,6 @@ from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 
-RULES = {
-    "h2o": ("h2o", {}),
-    "h2o-average": ("h2o", {"average": True}),
-    "tova": ("tova", {}),
-    "knorm": ("knorm", {}),
-    "keydiff": ("keydiff", {}),
-    "random": ("random", {}),
-}
 FAMILIES = [family for family in tiny.STREAMABLE if family not in ("qwen3_next", "dynamic", "longrope")]
 
 
@@ -38,16 +30,9 @@ def double(family):
     return model if family == "gpt_oss" else model.double()
 
 
-def run(engine, plan, stream, start=0):
-    """NLLs, and what was evicted."""
-    with watched() as evictions:
-        nll = [value for steps in engine.run(plan, stream, start) for value in steps.nll]
-    return torch.tensor(nll, dtype=torch.float64), evictions
-
-
 def agree(model, plan, stream, chunk):
-    nll, evictions = run(Stepwise(model), plan, stream)
-    chunked, same = run(Parallel(model, chunk), plan, stream)
+    nll, evictions = read(Stepwise(model), plan, stream)
+    chunked, same = read(Parallel(model, chunk), plan, stream)
     assert same == evictions
     assert (chunked - nll).abs().max() <= (1e-9 if model.dtype == torch.float64 else 2e-4)
 
@@ -55,7 +40,7 @@ def agree(model, plan, stream, chunk):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_evicts_the_same_as_token_by_token(family, rule):
-    name, parameters = RULES[rule]
+    name, parameters, _ = RULES[rule]
     model = double(family)
     agree(model, tiny.plan(model, name, 9, 2, recent=3, **parameters), tiny.tokens(60), 13)
 
@@ -63,7 +48,7 @@ def test_every_family_evicts_the_same_as_token_by_token(family, rule):
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_whatever_the_window_the_chunk_and_the_protections(data):
-    name, parameters = RULES[data.draw(st.sampled_from(sorted(RULES)))]
+    name, parameters, _ = RULES[data.draw(st.sampled_from(sorted(RULES)))]
     window = data.draw(st.integers(2, 24))
     sinks = data.draw(st.integers(0, window - 1))
     recent = data.draw(st.integers(0, window - sinks - 1))
@@ -81,20 +66,20 @@ def test_formats_are_applied_before_anything_is_scored(rule, kv_format):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
-    name, parameters = RULES[rule]
+    name, parameters, _ = RULES[rule]
     model, stream = double("llama"), tiny.tokens(90)
     plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
-    fast = run(Parallel(model, 29), plan, stream)
+    fast = read(Parallel(model, 29), plan, stream)
     monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
-    assert run(Parallel(model, 29), plan, stream)[1] == fast[1]
+    assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_stream_taken_up_in_the_middle_says_the_same(rule):
-    name, parameters = RULES[rule]
+    name, parameters, _ = RULES[rule]
     model, stream = double("llama"), tiny.tokens(70)
     plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
-    whole, rest = run(Parallel(model, 16), plan, stream)[0], run(Parallel(model, 16), plan, stream, 37)[0]
+    whole, rest = read(Parallel(model, 16), plan, stream)[0], read(Parallel(model, 16), plan, stream, 37)[0]
     assert (rest - whole[37:]).abs().max() <= 1e-12
 
 
@@ -109,7 +94,7 @@ def test_ranks_that_depend_on_what_is_left_are_refused_in_one_line():
 def test_entries_that_are_stored_anew_are_read_in_the_version_of_each_token(family, chunk):
     model, stream = double(family), tiny.tokens(120)
     plan = tiny.plan(model, "transformers", kv_format="kivi2:group=8,residual=16")
-    wanted, nll = run(Stepwise(model), plan, stream)[0], run(Parallel(model, chunk), plan, stream)[0]
+    wanted, nll = read(Stepwise(model), plan, stream)[0], read(Parallel(model, chunk), plan, stream)[0]
     # the others' own attention, which single steps go through, has a softmax in float32
     assert (nll - wanted).abs().max() <= (1e-9 if family == "llama" else 2e-4)
 

@@ -2,8 +2,7 @@
 
 import pytest
 import tiny
-import torch
-from evictions import watched
+from evictions import RULES, read
 
 from sinkbench.attention import patterns
 from sinkbench.engines.parallel import Parallel
@@ -11,45 +10,31 @@ from sinkbench.engines.stepwise import Stepwise
 
 pytestmark = pytest.mark.cuda
 
-RULES = {
-    "h2o": ("h2o", {}),
-    "h2o-average": ("h2o", {"average": True}),
-    "tova": ("tova", {}),
-    "knorm": ("knorm", {}),
-    "keydiff": ("keydiff", {}),
-    "random": ("random", {}),
-}
 FAMILIES = ("llama", "falcon", "gemma", "gemma2", "mpt", "falcon-alibi", "gptj", "cohere2")
-
-
-def run(engine, plan, stream):
-    with watched() as evictions:
-        nll = [value for steps in engine.run(plan, stream) for value in steps.nll]
-    return torch.tensor(nll, dtype=torch.float64), evictions
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_in_float64_the_device_chooses_what_the_processor_chooses(family, rule, monkeypatch):
     """Norms of many families are computed in float32 and differ in the last bits, so NLLs are the device's own."""
-    name, parameters = RULES[rule]
+    name, parameters, _ = RULES[rule]
     here, there = tiny.STREAMABLE[family]().double(), tiny.STREAMABLE[family]().double().cuda()
     plan = tiny.plan(here, name, 24, 2, recent=3, **parameters)
-    _, evictions = run(Parallel(here, 37), plan, tiny.tokens(90))
-    nll, same = run(Parallel(there, 37), plan, tiny.tokens(90))
+    _, evictions = read(Parallel(here, 37), plan, tiny.tokens(90))
+    nll, same = read(Parallel(there, 37), plan, tiny.tokens(90))
     assert same == evictions
     monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
-    assert (nll - run(Parallel(there, 37), plan, tiny.tokens(90))[0]).abs().max() <= 1e-9
+    assert (nll - read(Parallel(there, 37), plan, tiny.tokens(90))[0]).abs().max() <= 1e-9
 
 
 @pytest.mark.parametrize("kv_format", ["model", "q8_0", "q4_0", "fp8_e4m3"])
 @pytest.mark.parametrize("rule", RULES)
 def test_in_float32_chunks_say_what_single_steps_say(rule, kv_format):
-    name, parameters = RULES[rule]
+    name, parameters, _ = RULES[rule]
     model = tiny.build("llama", num_key_value_heads=2, head_dim=32).cuda()
     plan = tiny.plan(model, name, 24, 1, recent=3, kv_format=kv_format, **parameters)
-    wanted, evictions = run(Stepwise(model), plan, tiny.tokens(120))
-    nll, same = run(Parallel(model, 37), plan, tiny.tokens(120))
+    wanted, evictions = read(Stepwise(model), plan, tiny.tokens(120))
+    nll, same = read(Parallel(model, 37), plan, tiny.tokens(120))
     assert same == evictions
     assert (nll - wanted).abs().max() <= 1e-3
 
@@ -61,5 +46,5 @@ def test_windows_and_groups_of_any_size(window, rule, heads):
     model = tiny.build("llama", num_attention_heads=8, num_key_value_heads=heads, num_hidden_layers=1)
     plan = tiny.plan(model, rule, window, 2, recent=2)
     stream = tiny.tokens(window + 300)
-    _, evictions = run(Parallel(model.double(), 256), plan, stream)
-    assert run(Parallel(model.cuda(), 200), plan, stream)[1] == evictions
+    _, evictions = read(Parallel(model.double(), 256), plan, stream)
+    assert read(Parallel(model.cuda(), 200), plan, stream)[1] == evictions

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from answers import refused
 from golden import GOLDEN, golden_options
 from processes import await_rows, begun, ended, kill, running, size, stream_of
 
@@ -126,14 +127,6 @@ def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, 
     assert "cable pulled" in json.loads((tmp_path / "attention_sinks.json").read_text())["exit_reason"]
 
 
-def one_line(result, *words):
-    status, _, error = result
-    assert status == 2, error
-    assert len(error.splitlines()) == 1, error
-    for word in words:
-        assert word in error
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 64 KiB."""
@@ -153,7 +146,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(engine, smal
     tokens = ["--dataset-name", long_stream, "--num-tokens", "2000", "--engine", engine, "--chunk-size", "128"]
     line = ["run", *golden_options("llama"), *tokens, "--output-dir", small_disk]
     csv = small_disk / "attention_sinks.csv"
-    one_line(here(*line), "No space left on device", "--resume", str(csv))
+    refused(here(*line), "No space left on device", "--resume", str(csv))
     text = csv.read_text()
     assert text.endswith("\n")
     rows = len(pd.read_csv(csv))
@@ -174,7 +167,7 @@ def test_a_quota_that_is_used_up_is_told_too(long_stream, tmp_path):
 
     line = ["run", *golden_options("llama"), "--dataset-name", long_stream, "--num-tokens", "2000"]
     status = ended(begun([*line, "--output-dir", tmp_path / "out"], tmp_path / "shown", limited))
-    one_line((status, "", (tmp_path / "shown").read_text()), "File too large", "--resume")
+    refused((status, "", (tmp_path / "shown").read_text()), "File too large", "--resume")
     assert (tmp_path / "out" / "attention_sinks.csv").read_text().endswith("\n")
 
 
@@ -188,8 +181,8 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_p
     try:
         if os.access(where, os.W_OK):
             pytest.skip("everything can be written here")
-        one_line(here("run", *golden_options("llama"), "--output-dir", where), "cannot write", str(where))
-        one_line(here("run", *golden_options("llama"), "--output-dir", where / "below"), "cannot write")
+        refused(here("run", *golden_options("llama"), "--output-dir", where), "cannot write", str(where))
+        refused(here("run", *golden_options("llama"), "--output-dir", where / "below"), "cannot write")
     finally:
         if not mounted.returncode:
             subprocess.run(["umount", where], check=True)
@@ -197,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_p
 
 def test_a_file_where_the_folder_should_be_is_told(tmp_path, here):
     (tmp_path / "out").write_text("")
-    one_line(here("run", *golden_options("llama"), "--output-dir", tmp_path / "out"), "cannot write")
+    refused(here("run", *golden_options("llama"), "--output-dir", tmp_path / "out"), "cannot write")
 
 
 def test_of_two_that_resume_one_is_kept_off(long_stream, tmp_path, here):
@@ -250,7 +243,7 @@ def test_a_disk_too_full_for_a_new_result_leaves_the_old_one(small_disk, here):
     before = [(small_disk / name).read_bytes() for name in names]
     with suppress(OSError):
         (small_disk / "filler").write_bytes(bytes(2**17))
-    one_line(here(*line, "--overwrite"), "cannot write", "No space left on device")
+    refused(here(*line, "--overwrite"), "cannot write", "No space left on device")
     assert [(small_disk / name).read_bytes() for name in names] == before
     assert sorted(p.name for p in small_disk.iterdir()) == [*names, "filler"]
 
@@ -258,7 +251,7 @@ def test_a_disk_too_full_for_a_new_result_leaves_the_old_one(small_disk, here):
 def test_a_disk_too_full_for_the_first_rows_is_left_as_it_was(small_disk, long_stream, here):
     tokens = ["--dataset-name", long_stream, "--num-tokens", "2000", "--engine", "parallel", "--chunk-size", "2000"]
     line = ["run", *golden_options("llama"), *tokens, "--output-dir", small_disk]
-    one_line(here(*line), "No space left on device")
+    refused(here(*line), "No space left on device")
     assert list(small_disk.iterdir()) == []
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from answers import refused
 from golden import GOLDEN, golden_options
 from processes import begun, ended
 from resuming import run
@@ -49,13 +50,6 @@ def line(name, out, file):
     return [part.format(out=out, file=file) for part in WRITTEN[name]]
 
 
-def one_line(result, *words):
-    status, _, error = result
-    assert (status, len(error.splitlines())) == (2, 1), error
-    for word in words:
-        assert word in error
-
-
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_limit_on_the_size_of_files_leaves_the_older_one(name, out, tmp_path):
     def limited():
@@ -66,7 +60,7 @@ def test_a_limit_on_the_size_of_files_leaves_the_older_one(name, out, tmp_path):
     file = tmp_path / "there" / name
     file.write_text("older")
     status = ended(begun(line(name, out, file), tmp_path / "shown", limited))
-    one_line((status, "", (tmp_path / "shown").read_text()), "File too large", "give another --output")
+    refused((status, "", (tmp_path / "shown").read_text()), "File too large", "give another --output")
     assert file.read_text() == "older"
     assert list(file.parent.iterdir()) == [file]
 
@@ -93,7 +87,7 @@ def test_what_is_in_the_way_of_a_part_is_one_line(name, kind, here, out, tmp_pat
     else:
         part.symlink_to(out / "attention_sinks.csv")
     rows = (out / "attention_sinks.csv").read_bytes()
-    one_line(here(*line(name, out, file)), "cannot write")
+    refused(here(*line(name, out, file)), "cannot write")
     assert file.read_text() == "older"
     assert (out / "attention_sinks.csv").read_bytes() == rows
 
@@ -102,7 +96,7 @@ def test_what_is_in_the_way_of_a_part_is_one_line(name, kind, here, out, tmp_pat
 @pytest.mark.parametrize("more", [(), ("--overwrite",), ("--resume",)])
 def test_a_folder_where_a_file_of_a_run_should_be_is_one_line(name, more, here, tmp_path):
     (tmp_path / "out" / name).mkdir(parents=True)
-    one_line(here(*run(tmp_path / "out", "--num-tokens", 40, *more)), "cannot write")
+    refused(here(*run(tmp_path / "out", "--num-tokens", 40, *more)), "cannot write")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
 
 
@@ -110,7 +104,7 @@ def test_a_folder_where_its_record_should_be_leaves_an_older_result(here, out):
     (out / "attention_sinks.json").unlink()
     (out / "attention_sinks.json").mkdir()
     rows = (out / "attention_sinks.csv").read_bytes()
-    one_line(here(*run(out, "--num-tokens", 40, "--overwrite")), "cannot write")
+    refused(here(*run(out, "--num-tokens", 40, "--overwrite")), "cannot write")
     assert (out / "attention_sinks.csv").read_bytes() == rows
 
 
@@ -190,7 +184,7 @@ def disturbing(monkeypatch, csv, disturb, steps=30):
 def test_rows_that_are_disturbed_while_they_are_written_are_not_finished(disturb, here, tmp_path, monkeypatch):
     csv = tmp_path / "out" / "attention_sinks.csv"
     disturbing(monkeypatch, csv, disturb)
-    one_line(here(*run(csv.parent, "--num-tokens", 30)), "removed, replaced or changed", "--overwrite", str(csv))
+    refused(here(*run(csv.parent, "--num-tokens", 30)), "removed, replaced or changed", "--overwrite", str(csv))
     if disturb is not folder_removed:
         assert json.loads(csv.with_suffix(".json").read_text())["exit_reason"].startswith("failed: ")
 
@@ -215,4 +209,4 @@ def test_a_resumed_run_is_watched_too(here, tmp_path, monkeypatch):
     options = [*golden_options("llama"), "--output-dir", tmp_path]
     assert here("run", *options, "--num-tokens", 20)[0] == 0
     disturbing(monkeypatch, csv, cut, 40)
-    one_line(here("run", *options, "--num-tokens", 40, "--resume"), "removed, replaced or changed")
+    refused(here("run", *options, "--num-tokens", 40, "--resume"), "removed, replaced or changed")

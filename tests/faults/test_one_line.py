@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from answers import refused
 from golden import GOLDEN, golden_options
 
 from sinkbench.results.report import writing
@@ -23,14 +24,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("pipe", "pipe.toml", "pipe.csv", "pipe.jsonl", "pipe.html", "pipe.png", "pipe.py"):
         os.mkfifo(name)
-
-
-def refused(answer, *words):
-    status, _, error = answer
-    assert status == 2, error
-    assert len(error.splitlines()) == 1, error
-    for word in words:
-        assert word in error
 
 
 def run(*more):

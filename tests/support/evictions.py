@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.scored import ScoredLayer
+from sinkbench.engines.base import Engine
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.strategies import Plan
 from sinkbench.strategies.draws import draw
@@ -67,11 +68,16 @@ def watched() -> Iterator[Evictions]:
         yield found
 
 
-def run(model: PreTrainedModel, plan: Plan, stream: Tensor, start: int = 0) -> tuple[Tensor, Evictions]:
-    """NLLs token by token, and what was evicted."""
+def read(engine: Engine, plan: Plan, stream: Tensor, start: int = 0) -> tuple[Tensor, Evictions]:
+    """The NLLs of ``engine``, and what was evicted."""
     with watched() as evictions:
-        nll = [value for steps in Stepwise(model).run(plan, stream, start) for value in steps.nll]
+        nll = [value for steps in engine.run(plan, stream, start) for value in steps.nll]
     return torch.tensor(nll, dtype=torch.float64), evictions
+
+
+def run(model: PreTrainedModel, plan: Plan, stream: Tensor, start: int = 0) -> tuple[Tensor, Evictions]:
+    """As :func:`read`, token by token."""
+    return read(Stepwise(model), plan, stream, start)
 
 
 def both(
