@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.engines.forward import one_by_one
 from sinkbench.engines.head import loss
 from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
@@ -34,11 +34,11 @@ class Stepwise:
             check_reach(model, len(tokens) - 1)
         cache = prefilled(model, plan, tokens[:start], trace)
         tokens = tokens.to(model.device)
-        with one_by_one(model, cache, len(tokens)):
+        with one_by_one(model, cache, len(tokens)) as feed:
             for t in range(start, len(tokens) - 1):
                 synchronize()
                 begin = time.perf_counter()
-                logits = feed(model, cache, tokens[t : t + 1]).logits[0, -1:]
+                logits = feed(tokens[t : t + 1]).logits[0, -1:]
                 nll = loss(logits, tokens[t + 1 : t + 2]).item()
                 synchronize()
                 latency = time.perf_counter() - begin
