@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sinkbench.attention.kernels import kernels
 from sinkbench.attention.scores import Scores, softmax
 from sinkbench.positions.rotary import wide
 from sinkbench.strategies import LayerPlan, Policy
@@ -31,24 +32,32 @@ def band(
         zero and -inf for tokens that have no recent key (the sinks themselves).
     """
     n, policy = query.shape[-2], plan.policy
-    seeing, end = max(first, begin if begin <= policy.sinks else first), first + n
-    out = query.new_zeros(*query.shape[:3], value.shape[-1])
-    log_sum = query.new_full(query.shape[:3], -math.inf, dtype=wide(query.dtype))
     flash = scores.plain and _flash_takes(query, value)
+    kernel = None if flash or key.shape[2] == 0 else kernels("band")
+    if kernel is not None and kernel.takes(query, value):
+        return kernel.attend(query, key, value, first, begin, plan, scores)
+    seeing, end = max(first, begin if begin <= policy.sinks else first), first + n
     fused = scores.plain and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
-    for a, b in _stretches(policy, seeing, end, flash):
+
+    def part(a: int, b: int) -> tuple[Tensor, Tensor]:
         low = max(begin, policy.oldest(a))
         rows, keys = slice(a - first, b - first), slice(low - begin, b - begin)
-        part = query[:, :, rows], key[:, :, keys], value[:, :, keys]
+        some = query[:, :, rows], key[:, :, keys], value[:, :, keys]
         if flash:
-            got = _flash_band(*part, policy.recent if policy.block == 1 else None, scores.scale)
-        elif fused:
-            mask = _mask(policy, a, b, low, query.dtype, query.device)
-            got = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*part, attn_mask=mask, scale=scores.scale)
-        else:
-            mask = _mask(policy, a, b, low, query.dtype, query.device)
-            got = softmax(_weights(*part[:2], plan, scores, a, low) + mask, value[:, :, keys])
-        out[:, :, rows], log_sum[:, :, rows] = got
+            return _flash_band(*some, policy.recent if policy.block == 1 else None, scores.scale)
+        mask = _mask(policy, a, b, low, query.dtype, query.device)
+        if fused:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*some, attn_mask=mask, scale=scores.scale)
+        return softmax(_weights(*some[:2], plan, scores, a, low) + mask, some[2])
+
+    stretches = list(_stretches(policy, seeing, end, flash))
+    if stretches == [(first, end)]:
+        return part(first, end)
+    out = query.new_zeros(*query.shape[:3], value.shape[-1])
+    log_sum = query.new_full(query.shape[:3], -math.inf, dtype=wide(query.dtype))
+    for a, b in stretches:
+        rows = slice(a - first, b - first)
+        out[:, :, rows], log_sum[:, :, rows] = part(a, b)
     return out, log_sum
 
 
