@@ -6,7 +6,7 @@ forward, parts of it on kernels of ours (:mod:`sinkbench.engines.single`), does 
 moving the rings' keys back now and then, between replays.
 """
 
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -115,7 +115,8 @@ class CapturedStream:
             rows.set(self.counter, self.position)
         token = self.tokens[self.counter]
         label = self.tokens[self.counter + 1]
-        out = self.model(input_ids=token[None], past_key_values=self.cache, use_cache=True, **self.arguments)
+        with self.overlapping():
+            out = self.model(input_ids=token[None], past_key_values=self.cache, use_cache=True, **self.arguments)
         self.nll.copy_(loss(out.logits[0, -1:], label)[0])
         self.counter += 1
         self.position += 1
@@ -203,7 +204,9 @@ class CapturedStream:
         self._stack = ExitStack()
         self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
         self._stack.enter_context(redirected(self.model, self._attend))
-        self.products = self._stack.enter_context(_quick_parts(self.model) if self.quick else nullcontext())
+        single = _single() if self.quick else None
+        self.products = self._stack.enter_context(single.single_parts(self.model)) if single else None
+        self.overlapping = single.Overlapping if single else nullcontext
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -211,9 +214,9 @@ class CapturedStream:
         self._stack.close()
 
 
-def _quick_parts(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Parts of ``model`` on kernels of ours, where what compiles them is installed."""
+def _single() -> Any:
+    """Kernels of ours for one token's forward, where what compiles them is installed."""
     try:
-        return import_module("sinkbench.engines.single.parts").single_parts(model)
+        return import_module("sinkbench.engines.single.parts")
     except ImportError:
-        return nullcontext()
+        return None

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from sinkbench.engines.single import norm, product, rotary
+from sinkbench.engines.single.pointwise import Overlapping
+
+__all__ = ["Overlapping", "single_parts"]
 
 ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
 GELU_TANH = partial(F.gelu, approximate="tanh")

@@ -11,24 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
+from sinkbench.engines.single.activation import activated
 
 MOST = 3  # matrices a launch
 ROWS, DEPTH, WARPS = 4, 1024, 4  # rows that a program reads, numbers of each at a time, and with how many warps
-ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu", "relu")
-
-
-@triton.jit
-def _activated(x, KIND: tl.constexpr):
-    if KIND == "silu":
-        return x / (1.0 + tl.exp(-x))
-    if KIND == "gelu_tanh":
-        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-        return x / (1.0 + tl.exp(-2.0 * inner))
-    if KIND == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    if KIND == "relu":
-        return tl.maximum(x, 0.0)
-    return x
 
 
 @triton.jit
@@ -87,7 +73,7 @@ def _multiply_gated(
     part = _part(gate, rows, there, 0, depth, DEPTH)
     wait_for_last(OVERLAP)
     opened = _dot(part, gate, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
-    opened = _activated(opened, KIND).to(kind).to(tl.float32)
+    opened = activated(opened, KIND).to(kind).to(tl.float32)
     passed = _dot(_part(up, rows, there, 0, depth, DEPTH), up, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
     tl.store(out + rows, (opened * passed).to(kind), mask=there)
 
