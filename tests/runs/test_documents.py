@@ -251,6 +251,9 @@ def test_a_sweep_knows_a_thinned_result(place, tmp_path, here):
     status, out, error = here("sweep", tmp_path / "sweep.toml", "--output-dir", tmp_path / "out")
     assert (status, csv.read_bytes()) == (0, before)
     assert "was there: finished" in out
+    status, _, error = here("sweep", tmp_path / "sweep.toml", "--output-dir", tmp_path / "out", "--trace")
+    assert (status, len(error.splitlines())) == (2, 1)
+    assert "--documents and --trace exclude each other" in error
 
 
 def test_defaults_say_what_they_mean():
