@@ -6,7 +6,7 @@ forward, compiled, does the rest. Positions are kept small by moving the rings' 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -60,28 +60,44 @@ class Captured:
             return "the model is spread over several devices"
         return refuses_rings(model, plan)
 
-    @torch.no_grad()
     def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. Capture, growth and moving back are not part of any step's latency."""
-        t, reason = start, None
-        stream = CapturedStream(self.model, plan, tokens, self.compiled)
+        return (steps for _, steps in self.run_many(plan, [tokens], start=start, trace=trace))
+
+    @torch.no_grad()
+    def run_many(
+        self, plan: Plan, streams: Sequence[Tensor], first: int = 0, start: int = 0, trace: Trace | None = None
+    ) -> Iterator[tuple[int, Steps]]:
+        """As :func:`sinkbench.engines.streams.run_many`: one after the other, by one graph."""
+        if first >= len(streams):
+            return
+        t, index, reason = start, first, None
+        stream = CapturedStream(self.model, plan, max(streams, key=len).clone(), self.compiled)
+        stream.restart(streams[first])
         if start:
-            stream.prime(prefilled(self.model, plan, tokens[:start], trace))
+            stream.prime(prefilled(self.model, plan, streams[first][:start], trace))
         with stream:
-            for t in range(start, len(tokens) - 1):
-                reason = stream.prepared()
+            for index in range(first, len(streams)):
+                if index > first:
+                    stream.restart(streams[index])
+                for t in range(start if index == first else 0, len(streams[index]) - 1):
+                    reason = stream.prepared()
+                    if reason is not None:
+                        break
+                    torch.cuda.synchronize()
+                    begin = time.perf_counter()
+                    nll = stream.step()
+                    latency = time.perf_counter() - begin
+                    yield index, Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
                 if reason is not None:
                     break
-                torch.cuda.synchronize()
-                begin = time.perf_counter()
-                nll = stream.step()
-                latency = time.perf_counter() - begin
-                yield Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
         if reason is not None:
             del stream
             name = type(self.model).__name__
             self.note(f"a step of {name} cannot be captured as a CUDA graph ({reason}): taking the plain way")
-            yield from Stepwise(self.model).run(plan, tokens, t, trace)
+            for later in range(index, len(streams)):
+                for steps in Stepwise(self.model).run(plan, streams[later], t if later == index else 0, trace):
+                    yield later, steps
 
 
 def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:
@@ -188,6 +204,15 @@ class CapturedStream:
             self.turns.append(turns)
         row = turns.ways.index(way)
         return turns.rotation.rows(slice(row, row + 1))
+
+    def restart(self, tokens: Tensor) -> None:
+        """Begin another stream, no longer than the one this was made for, with the graph that there is."""
+        self.tokens[: len(tokens)] = tokens.to(self.device)
+        for ring in self.rings:
+            ring.keys.zero_()
+            ring.values.zero_()
+        self.fed = self.at = 0
+        self._stand()
 
     def prime(self, cache: StreamCache) -> None:
         """Take up the stream where ``cache`` has left it; to be called before the first step."""
