@@ -262,3 +262,26 @@ def test_defaults_say_what_they_mean():
     assert RunConfig(documents=True, num_samples=4).source.samples == 4
     with pytest.raises((UserError, ValueError)):
         RunConfig(every=0)
+
+
+def test_documents_are_drawn_compared_and_reported(documents, tmp_path, here):
+    for experiment in ("transformers", "windowed"):
+        options = ("--experiment", experiment, "--engine", "parallel", "--every", 3)
+        documents(*options, out=experiment)
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for experiment in ("transformers", "windowed"):
+        for path in (tmp_path / experiment).iterdir():
+            path.rename(folder / path.name)
+    figure = tmp_path / "figure.png"
+    drawn = ("--features", "perplexity", "kv_cache", "--skip-first", 5, "--log-perplexity-limit", 0)
+    status, _, error = here("plot", "--output-dir", folder, *drawn, "--output", figure)
+    assert status == 0, error
+    assert figure.stat().st_size > 10_000
+    status, out, _ = here("compare", folder)
+    assert status == 0
+    assert f"{sum(n - 1 for n in KEPT)} tokens of {len(KEPT)} documents" in " ".join(out.split())
+    page = tmp_path / "page.html"
+    assert here("report", folder, "--output", page)[0] == 0
+    assert "intervals come from drawing documents" in page.read_text()
+    assert "rows missing" not in page.read_text()
