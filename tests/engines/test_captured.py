@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
-from sinkbench.engines import captured as module
-from sinkbench.engines.captured import Captured, CapturedStream, refuses_rings
+from sinkbench.engines import replay as module
+from sinkbench.engines.captured import Captured, refuses_rings
 from sinkbench.engines.prefill import prefilled
+from sinkbench.engines.replay import CapturedStream
 from sinkbench.engines.stepwise import Stepwise
 
 WINDOW, SINKS = 24, 4
@@ -17,6 +18,8 @@ MODELS = {
     name: tiny.STREAMABLE[name]
     for name in ("llama", "qwen3", "gpt_neox", "gptj", "falcon-grouped", "cohere", "gemma3", "llama3")
 }
+MODELS |= tiny.ALIBI
+MODELS |= {name: tiny.STREAMABLE[name] for name in ("gemma2", "gpt_oss")}
 MODELS["mistral-sliding"] = partial(tiny.build, "mistral", sliding_window=8, **tiny.GROUPED)
 STRATEGIES = {
     "attention_sinks": {},
@@ -36,7 +39,7 @@ class Uncaptured(CapturedStream):
 
 @torch.no_grad()
 def through_rings(model, plan, tokens, start=0):
-    stream = Uncaptured(model, plan, tokens, compiled=False)
+    stream = Uncaptured(model, plan, tokens, quick=False)
     if start:
         stream.prime(prefilled(model, plan, tokens[:start]))
     nll = []
@@ -103,7 +106,7 @@ def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(nam
     monkeypatch.setattr(CapturedStream, "capture", fail)
     model, tokens, lines = MODELS[name](), tiny.tokens(60), []
     plan = plan_of(model, "attention_sinks")
-    engine = Captured(model, compiled=False, note=lines.append)
+    engine = Captured(model, quick=False, note=lines.append)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     got = torch.tensor([step.nll[0] for step in engine.run(plan, tokens, 20)])
     assert got == pytest.approx(one_by_one(model, plan, tokens)[20:], abs=2e-4)
@@ -118,11 +121,13 @@ def test_documents_go_through_one_graph_one_after_the_other(strategy, first, sta
     monkeypatch.setattr(module, "BLOCK", 32)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     made = []
-    monkeypatch.setattr(module, "CapturedStream", lambda *args: made.append(Uncaptured(*args)) or made[-1])
+    monkeypatch.setattr(
+        "sinkbench.engines.captured.CapturedStream", lambda *args: made.append(Uncaptured(*args)) or made[-1]
+    )
     model, streams = MODELS["llama"](), [tiny.tokens(n, n) for n in (40, 120, 2, 90)]
     plan = plan_of(model, strategy)
     found = {index: [] for index in range(first, len(streams))}
-    for index, step in Captured(model, compiled=False).run_many(plan, streams, first, start):
+    for index, step in Captured(model, quick=False).run_many(plan, streams, first, start):
         found[index] += step.nll
     for index, nll in found.items():
         wanted = one_by_one(model, plan, streams[index])[start if index == first else 0 :]
@@ -141,7 +146,7 @@ def test_documents_behind_one_that_cannot_be_captured_are_read_the_plain_way(mon
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     model, streams, lines, found = MODELS["llama"](), [tiny.tokens(n, n) for n in (20, 50, 30)], [], [[], [], []]
     plan = plan_of(model, "transformers")
-    for index, step in Captured(model, compiled=False, note=lines.append).run_many(plan, streams):
+    for index, step in Captured(model, quick=False, note=lines.append).run_many(plan, streams):
         found[index] += step.nll
     for nll, stream in zip(found, streams, strict=True):
         assert torch.tensor(nll) == pytest.approx(one_by_one(model, plan, stream), abs=2e-4)
