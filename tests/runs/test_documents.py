@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.runs import run as runs
 from sinkbench.runs.key import fingerprint
+from sinkbench.sweeps.launchers import transfer
 
 LENGTHS = (40, 1, 61, 0, 9, 33, 2)
 SHORT = 2  # of them are too short to predict anything of
@@ -285,3 +287,24 @@ def test_documents_are_drawn_compared_and_reported(documents, tmp_path, here):
     assert here("report", folder, "--output", page)[0] == 0
     assert "intervals come from drawing documents" in page.read_text()
     assert "rows missing" not in page.read_text()
+
+
+def test_what_a_worker_sends_is_known_to_be_whole(place, tmp_path):
+    options = RunConfig(
+        model_name_or_path=str(place),
+        dataset_name=str(place / "docs.jsonl"),
+        data_column="ids",
+        documents=True,
+        every=7,
+        dtype="float32",
+        window_size=WINDOW,
+        output_dir=tmp_path / "here",
+    )
+    sent = transfer.work(options)
+    transfer.place(sent, options)
+    assert options.csv.read_bytes() == sent.rows
+    lines = sent.rows.splitlines(keepends=True)
+    fewer = b"".join(lines[:5] + lines[6:])
+    harmed = replace(sent, rows=fewer, sha256=transfer.checksum(fewer, sent.record))
+    with pytest.raises(UserError, match="not whole"):
+        transfer.verified(harmed, options)
