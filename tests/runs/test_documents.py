@@ -308,3 +308,9 @@ def test_what_a_worker_sends_is_known_to_be_whole(place, tmp_path):
     harmed = replace(sent, rows=fewer, sha256=transfer.checksum(fewer, sent.record))
     with pytest.raises(UserError, match="not whole"):
         transfer.verified(harmed, options)
+
+
+def test_rows_say_in_which_document_they_end():
+    streams = [torch.arange(n) for n in (4, 2, 3)]
+    places = [runs.place_of(streams, rows) for rows in range(7)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2)]
