@@ -155,6 +155,7 @@ _DECLARED = (
         drawing=Drawing("kv_cache", "KV cache", "--", from_zero=True),
     ),
     Measure("token", "Token", "Id of the token that was predicted", presence=Presence.ALWAYS),
+    Measure("stream", "Document", "Which of the documents: 0, 1, 2 …", command="run --documents"),
     Measure(
         "fresh_nll",
         "NLL with fresh context",

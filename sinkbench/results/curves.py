@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from sinkbench.results.documents import by_length
 from sinkbench.results.transforms import Transform
 
 if TYPE_CHECKING:
@@ -13,7 +14,11 @@ Curve: TypeAlias = tuple[np.ndarray, np.ndarray]  # tokens read and values, shap
 
 
 def curve_of(frame: "pd.DataFrame", column: str, transform: Transform, points: int) -> Curve | None:
-    """``column`` over the input length in about ``points`` points at most; ``None`` where there is nothing to draw."""
+    """``column`` over the input length in about ``points`` points at most; ``None`` where there is nothing to draw.
+
+    Of several documents, what they come to at each input length.
+    """
+    frame = by_length(frame)
     values = transform(frame[column].dropna())
     values = values[np.isfinite(values)]
     if not len(values):
