@@ -197,6 +197,10 @@ class RunConfig(ModelConfig):
     split: Annotated[Text, Option("NAME", "Split of the dataset.", DATA)] = "test"
     num_samples: Annotated[Size, Option("N", "Rows to read, as one stream.", DATA)] = 1
     num_tokens: Annotated[Size, Option("N", "Tokens to predict.", DATA, decides=True)] = 8192
+    reference: Annotated[
+        Text | None,
+        Option("NAME", "A strategy to diverge from, usually transformers: columns kl, same_top, reference_nll.", DATA),
+    ] = None
     output_dir: Annotated[Folder, Option("DIR", "Where the rows (.csv) and their record (.json) go.", OUTPUT)] = Field(
         default=Path("results"), strict=False
     )

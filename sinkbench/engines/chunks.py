@@ -11,6 +11,7 @@ from sinkbench.attention.adapters import mask_argument, replaceable
 from sinkbench.attention.redirection import attending
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.head import backbone
+from sinkbench.engines.pieces import Pieces
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
@@ -56,10 +57,8 @@ def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> s
     return f"{name} changes its rotary frequencies beyond {limit} tokens, token by token: {STEPWISE}, or stay below"
 
 
-def hidden_states(
-    model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Feed ``tokens`` through ``cache``, ``chunk`` at a time: where each chunk begins, its states ``(n, width)``.
+def pieces(model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int | None = None) -> Pieces:
+    """``tokens`` fed through ``cache``, ``chunk`` at a time; to be read with exact angles.
 
     Raises:
         UserError: the model cannot be read in chunks under the plan of ``cache``.
@@ -67,12 +66,25 @@ def hidden_states(
     reason = refuses_chunks(model, cache, len(tokens) + 1)
     if reason is not None:
         raise UserError(reason)
-    chunk = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
-    longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
-    with lasting(model, longest), exact_angles(model), attending(model, cache):
-        for begin in range(0, len(tokens), chunk):
+    size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
+
+    def each() -> Iterator[tuple[int, Tensor]]:
+        for begin in range(0, len(tokens), size):
             check()
-            yield begin, read(model, cache, tokens[begin : begin + chunk])
+            with attending(model, cache):
+                hidden = read(model, cache, tokens[begin : begin + size])
+            yield begin, hidden
+
+    return Pieces(min(len(tokens) + 1, cache.reach.end(size) + size), each())
+
+
+def hidden_states(
+    model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """As :func:`pieces`, of one stream by itself: where each piece begins, and its states ``(n, width)``."""
+    found = pieces(model, cache, tokens, chunk)
+    with lasting(model, found.longest), exact_angles(model):
+        yield from found.read
 
 
 def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:

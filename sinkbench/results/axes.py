@@ -45,6 +45,17 @@ def set_limits(ax: Axes, curves: Mapping[str, Curve], limit: float) -> None:
     ax.set_ylim(low - 0.05 * max(top - low, 0.1 * abs(low)), top)
 
 
+def set_logarithmic(ax: Axes, curves: Mapping[str, Curve]) -> dict[str, tuple[int, int]]:
+    """Make the y axis of ``curves``, which are above 0, logarithmic; answers as :func:`coinciding` does for it."""
+    logs = {name: (x, np.log10(y)) for name, (x, y) in curves.items()}
+    low = min((float(y.min()) for _, y in logs.values()), default=0.0)
+    high = max((float(y.max()) for _, y in logs.values()), default=1.0)
+    room = 0.05 * max(high - low, 0.2)
+    ax.set_yscale("log")
+    ax.set_ylim(10 ** (low - room), 10 ** (high + room))
+    return coinciding(logs, (low - room, high + room))
+
+
 def coinciding(
     curves: Mapping[str, Curve], limits: tuple[float, float], share: float = 0.9
 ) -> dict[str, tuple[int, int]]:

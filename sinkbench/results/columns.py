@@ -40,6 +40,7 @@ class Drawing:
         transform: from the column to the curve.
         from_zero: whether the axis of a report begins at 0.
         limited: whether ``--log-perplexity-limit`` bounds the axis.
+        logarithmic: whether the axis is; what is not above 0 is then not drawn.
         substitute: the column drawn in its place where no run has this one, and why that is.
         missing: what to say where no run has the column, nor its substitute.
     """
@@ -50,6 +51,7 @@ class Drawing:
     transform: Transform = unchanged
     from_zero: bool = False
     limited: bool = False
+    logarithmic: bool = False
     substitute: tuple[str, str] | None = None
     missing: str = "run the experiments again"
 
@@ -156,6 +158,35 @@ _DECLARED = (
     ),
     Measure("token", "Token", "Id of the token that was predicted", presence=Presence.ALWAYS),
     Measure(
+        "kl",
+        "Divergence from the reference",
+        "Kullback-Leibler divergence from the next-token distribution of the reference, mean of 256 tokens",
+        (("nats", 1.0),),
+        "lower",
+        reference=True,
+        drawing=Drawing(
+            *("kl", "Divergence from the reference", "-.", averaged),
+            logarithmic=True,
+            missing="run the experiments with --reference transformers",
+        ),
+    ),
+    Measure(
+        "same_top",
+        "Same top token",
+        "Whether run and reference have the same most likely next token",
+        PERCENT,
+        "higher",
+        reference=True,
+    ),
+    Measure(
+        "reference_nll",
+        "NLL of the reference",
+        "-ln p of the next token under the reference, in float32",
+        (("nats", 1.0),),
+        "lower",
+        reference=True,
+    ),
+    Measure(
         "fresh_nll",
         "NLL with fresh context",
         "Mean of 256 tokens, each scored by the same model without the cache",
@@ -213,6 +244,11 @@ def measured_by(command: str) -> tuple[str, ...]:
         for m in MEASURES.values()
         if m.presence is Presence.WHERE_MEASURED and m.command == command and not m.reference
     )
+
+
+def diverging() -> tuple[str, ...]:
+    """The columns that need the reference of ``--reference``."""
+    return tuple(m.column for m in MEASURES.values() if m.reference)
 
 
 def drawn_measures() -> list[tuple[Measure, Drawing]]:

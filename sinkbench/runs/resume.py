@@ -141,9 +141,9 @@ def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None
     if "strategy" not in was:
         raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {BEGIN_ANEW}")
     free = GROWS + (ROUNDS if now["dtype"] == "float32" else ())
-    for name in now:
-        if name not in free and was.get(name) != now[name]:
-            what, old, new = _difference(name, was.get(name), now[name])
+    for name in dict.fromkeys([*now, "reference"]):  # which is there only where there is one
+        if name not in free and was.get(name) != now.get(name):
+            what, old, new = _difference(name, was.get(name), now.get(name))
             raise UserError(
                 f"cannot go on with {csv}: it is of another run, whose {what} was {old} and not {new}; {BEGIN_ANEW}"
             )
@@ -154,7 +154,7 @@ def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
         return _difference(key, was.get(key), now.get(key))
-    return name, was, now
+    return name, *(value.get("strategy") if isinstance(value, dict) else value for value in (was, now))
 
 
 def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:

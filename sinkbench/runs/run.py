@@ -23,6 +23,8 @@ from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.results.columns import diverging
+from sinkbench.results.divergence import beyond_training
 from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
@@ -32,6 +34,7 @@ from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
+from sinkbench.strategies.reference import reference_by, span
 from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
@@ -59,9 +62,11 @@ def run(
     """
     config, chosen = named(config), chosen_by(config)
     result = RunResult(chosen.name, config.csv)
-    with signals() as watching, RowWriter(config.csv, config.overwrite, resume=config.resume) as writer:
+    reference = reference_by(config)
+    more = diverging() if reference else ()
+    with signals() as watching, RowWriter(config.csv, config.overwrite, more, config.resume) as writer:
         record = opening(config, chosen)
-        work = _Work(config, chosen, record, result, writer, watch, note)
+        work = _Work(config, chosen, reference, record, result, writer, watch, note)
         error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
         error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
@@ -81,6 +86,7 @@ class _Work:
     """A run under way.
 
     Attributes:
+        reference: the strategy to diverge from; ``None`` for none.
         reason: how it ends if nothing ends it early.
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
@@ -89,6 +95,7 @@ class _Work:
 
     config: RunConfig
     chosen: Chosen
+    reference: Chosen | None
     record: dict[str, Any]
     result: RunResult
     writer: RowWriter
@@ -127,9 +134,15 @@ class _Work:
 
     def _read(self, model: PreTrainedModel, tokens: Tensor) -> None:
         config, record, writer = self.config, self.record, self.writer
-        plan = self.chosen.plan(layer_sizes(model.config))
+        sizes = layer_sizes(model.config)
+        plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
         note = _noting(record, self.result, self.note)
-        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference)
+        if self.reference and reference:
+            record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
+            beyond = beyond_training(record, len(tokens) - 1)
+            if beyond is not None:
+                note(beyond)
         self.trace = begun_trace(config, plan, note)
         if self.all_there and not plan.by_score:
             return  # the trace follows from the plan
@@ -194,7 +207,7 @@ def _write(
         for step in chain([first], steps):
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
             with undisturbed():
-                writer.write(step, predicted)
+                writer.write(step, predicted, step.columns)
                 result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
                 result.not_finite = writer.not_finite
             result.seconds = before + time.perf_counter() - begin

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sinkbench.results.comparison import first_difference
+from sinkbench.results.divergence import beyond_training
 from sinkbench.results.record import RUNNING
 from sinkbench.results.report.collect import Group
 from sinkbench.results.run import Run
@@ -178,6 +179,12 @@ def wrong_perplexity(run: Run) -> ReportWarning | None:
     return None
 
 
+def no_reference(run: Run) -> ReportWarning | None:
+    """The divergence is from a reference that the model was not trained for."""
+    message = beyond_training(run.record, run.length)
+    return ReportWarning("no reference", (run.name,), message) if message else None
+
+
 def unfinished(run: Run) -> ReportWarning | None:
     """The record was never closed."""
     if run.recorded("exit_reason") != RUNNING:
@@ -237,6 +244,7 @@ def at_once(runs: Sequence[Run]) -> Iterator[ReportWarning]:
 
 RUN_CHECKS: tuple[RunCheck, ...] = (
     unfinished,
+    no_reference,
     broken_rows,
     record_of_another,
     wrong_perplexity,
