@@ -3,7 +3,8 @@
 Results with one key have the same NLLs: in float32 up to rounding, in half precision up to what kernels of one kind of
 device differ by. It covers the weights with the configuration and the code that a model brings, the ids of all tokens,
 the dtype, the strategy with its parameters, positions, format and, where it is not built in, its source with what that
-imports, the reference likewise where there is one, and every option that decides as it stands (:attr:`sinkbench.config.Option.decides`). What it does not cover is
+imports, the reference likewise where there is one, and every option that decides as it stands
+(:attr:`sinkbench.config.Option.decides`). What it does not cover is
 the device: that decides what a result costs and how far it comes, so a sweep compares devices too
 (:mod:`sinkbench.sweeps.plan`). Nor are versions of packages in it, which are on record, nor files that code reads by
 itself.

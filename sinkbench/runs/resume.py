@@ -154,7 +154,8 @@ def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
         return _difference(key, was.get(key), now.get(key))
-    return name, *(value.get("strategy") if isinstance(value, dict) else value for value in (was, now))
+    old, new = (value.get("strategy") if isinstance(value, dict) else value for value in (was, now))
+    return name, old, new
 
 
 def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:
