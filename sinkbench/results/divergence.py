@@ -20,7 +20,7 @@ QUANTILES = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "99.9 %": 0.999}
 AGREEMENT = Measure(
     "",
     "Agreement with the reference",
-    "How often both have the same most likely token; q - p, the probability of the token that comes less that under "
+    "How often both have the same most likely token; Δp, the probability of the token that comes less that under "
     "the reference, its mean and root mean square; ln of the perplexity over that of the reference",
 )
 Statistics = dict[str, Interval | float]
@@ -80,9 +80,9 @@ def agreement(frame: "pd.DataFrame") -> Statistics:
     square = interval(more**2)
     return {
         "same top (%)": interval(rows["same_top"].to_numpy()).times(100.0),
-        "mean q - p (%)": interval(more).times(100.0),
-        "RMS q - p (%)": Interval(*(float(np.sqrt(x)) for x in (square.value, square.low, square.high))).times(100.0),
-        "ln of ppl ratio": interval(nll - reference),
+        "mean Δp (%)": interval(more).times(100.0),
+        "RMS Δp (%)": Interval(*(float(np.sqrt(x)) for x in (square.value, square.low, square.high))).times(100.0),
+        "ln ppl ratio": interval(nll - reference),
     }
 
 
