@@ -93,7 +93,8 @@ def summary(compared: "list[Comparison]", baseline: str | None) -> "Table":
 
     spacing = compared[0].spacing
     by_rows = f", by one row in {spacing}" if spacing > 1 else ""
-    table = Table(title=f"over the first {compared[0].tokens:,} tokens{by_rows}")
+    of = f" of {compared[0].documents:,} documents" if compared[0].documents > 1 else ""
+    table = Table(title=f"over the first {compared[0].tokens:,} tokens{of}{by_rows}")
     _add_run_column(table, [run.name for run in compared])
     for column in ("perplexity", *((f"ΔNLL to {escape(baseline)}", "parts at") if baseline else ())):
         table.add_column(column, justify="right", overflow="fold")

@@ -7,21 +7,21 @@ from transformers import PreTrainedModel
 
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.engines.head import backbone
-from sinkbench.engines.pieces import Pieces
+from sinkbench.engines.states import States
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.reach import shortest_limit
 
 
-def fresh_pieces(
+def fresh_states(
     model: PreTrainedModel, width: int, tokens: Tensor, start: int = 0, chunk: int | None = None
-) -> Pieces:
+) -> States[int]:
     """States of ``tokens`` behind the first ``start``, each from the last ``width`` tokens; to be read as others are.
 
     Args:
         chunk: half the tokens of a batch of windows; by default chosen from the free memory.
     """
-    return Pieces(width, _read(model, width, tokens, start, chunk or chunk_for(model)))
+    return States(width, _read(model, width, tokens, start, chunk or chunk_for(model)))
 
 
 def _read(model: PreTrainedModel, width: int, tokens: Tensor, start: int, chunk: int) -> Iterator[tuple[int, Tensor]]:

@@ -8,8 +8,12 @@ add one entry.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from sinkbench.results.transforms import Transform, averaged, log, smoothed, unchanged
+
+if TYPE_CHECKING:
+    from sinkbench.config import RunConfig
 
 
 class Presence(Enum):
@@ -157,6 +161,7 @@ _DECLARED = (
         drawing=Drawing("kv_cache", "KV cache", "--", from_zero=True),
     ),
     Measure("token", "Token", "Id of the token that was predicted", presence=Presence.ALWAYS),
+    Measure("stream", "Document", "Which of the documents: 0, 1, 2 …", command="run --documents"),
     Measure(
         "kl",
         "Divergence from the reference",
@@ -246,9 +251,10 @@ def measured_by(command: str) -> tuple[str, ...]:
     )
 
 
-def diverging() -> tuple[str, ...]:
-    """The columns that need the reference of ``--reference``."""
-    return tuple(m.column for m in MEASURES.values() if m.reference)
+def further_columns(config: "RunConfig") -> tuple[str, ...]:
+    """What the rows of a run say beside the columns of every file."""
+    diverging = tuple(m.column for m in MEASURES.values() if m.reference and config.reference)
+    return (*(("stream",) if config.documents else ()), *diverging)
 
 
 def drawn_measures() -> list[tuple[Measure, Drawing]]:

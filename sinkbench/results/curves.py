@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from sinkbench.results.documents import by_length
 from sinkbench.results.transforms import Transform
 
 if TYPE_CHECKING:
@@ -17,8 +18,10 @@ def curve_of(
 ) -> Curve | None:
     """``column`` over the input length in about ``points`` points at most; ``None`` where there is nothing to draw.
 
-    On a ``logarithmic`` axis nothing is drawn of what is not above 0.
+    Of several documents, what they come to at each input length. On a ``logarithmic`` axis nothing is drawn of what is
+    not above 0.
     """
+    frame = by_length(frame)
     values = transform(frame[column].dropna())
     values = values[np.isfinite(values) & (values > 0)] if logarithmic else values[np.isfinite(values)]
     if not len(values):

@@ -31,6 +31,7 @@ from sinkbench.results.axes import (
 )
 from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.documents import by_length
 from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.looks import looks_of
 from sinkbench.results.run import strategy_of
@@ -172,6 +173,7 @@ def _kept(results: Results, skip_first: int) -> dict[str, pd.DataFrame]:
     """The runs that have rows behind the first ``skip_first``, without those."""
     if skip_first < 0:
         raise UserError(f"--skip-first is {skip_first}: give 0 or more")
+    results = {name: by_length(frame) for name, frame in results.items()}
     kept = {name: frame.iloc[skip_first:] for name, frame in results.items() if len(frame) > skip_first}
     if not kept:
         longest = max(map(len, results.values()), default=0)

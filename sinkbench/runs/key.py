@@ -13,7 +13,7 @@ itself.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ CONFIGURATIONS = ("config.json", "config.*.json")  # transformers may take the o
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
 
 
-def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) -> dict[str, Any]:
+def identified(config: RunConfig, chosen: Chosen, streams: Sequence[Tensor], weights: str) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
     ``weights`` are those of :func:`weights_of`.
@@ -40,7 +40,7 @@ def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) 
         "weights": weights,
         "dtype": dtype(config.model),
         "strategy": chosen.identity,
-        "tokens": fingerprint(tokens),
+        "tokens": fingerprint(*streams),
         **config.deciding,
     }
     reference = reference_by(config)
@@ -116,6 +116,11 @@ def _sum(folder: Path, files: Iterable[Path]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def fingerprint(tokens: Tensor) -> str:
-    """SHA-256 of token ids as little-endian 64-bit integers."""
-    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+def fingerprint(*streams: Tensor) -> str:
+    """SHA-256 of token ids as little-endian 64-bit integers; of several streams, the length of each before its ids."""
+    total = hashlib.sha256()
+    for tokens in streams:
+        if len(streams) > 1:
+            total.update(len(tokens).to_bytes(8, "little"))
+        total.update(tokens.numpy().astype("<i8").tobytes())
+    return total.hexdigest()

@@ -112,7 +112,9 @@ class _Run:
             seconds = self.parallel_seconds
         else:
             seconds = self.stepwise_seconds
-        return Estimate(memory, seconds + self.options.num_tokens * A_ROW[self.options.engine])
+        # of documents, as many as are asked for, each as long as it may be; their number is not known otherwise
+        documents = self.options.num_samples or 1 if self.options.documents else 1
+        return Estimate(memory, documents * (seconds + self.options.num_tokens * A_ROW[self.options.engine]))
 
     @cached_property
     def plan(self) -> Plan:

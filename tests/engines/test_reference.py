@@ -14,7 +14,9 @@ from sinkbench.engines import head
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.divergence import divergence
 from sinkbench.engines.forward import feed, one_by_one
-from sinkbench.engines.pieces import Pieces, together
+from sinkbench.engines.parallel import Parallel
+from sinkbench.engines.states import behind, together
+from sinkbench.engines.streams import run_many
 from sinkbench.errors import UserError
 
 CLOSE = 1e-4
@@ -201,9 +203,9 @@ def test_pieces_of_two_are_cut_where_either_ends(lengths, start, size):
     start = min(start, total - 1)
     states = torch.arange(total, dtype=torch.float32)[:, None]
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
-    one = Pieces(0, ((end - n, states[end - n : end]) for n, end in zip(lengths, ends, strict=True)))
-    other = Pieces(0, ((begin, states[begin : begin + size]) for begin in range(0, total, size)))
-    read = list(together(one.behind(start), other.behind(start)))
+    one = ((end - n, states[end - n : end]) for n, end in zip(lengths, ends, strict=True))
+    other = ((begin, states[begin : begin + size]) for begin in range(0, total, size))
+    read = list(together(behind(start, one), behind(start, other)))
     assert [begin for begin, _, _ in read] == [int(ours[0]) for _, ours, _ in read]
     assert all(torch.equal(ours, theirs) for _, ours, theirs in read)
     assert torch.equal(torch.cat([ours for _, ours, _ in read]), states[start:])
@@ -245,3 +247,18 @@ def test_half_precision_is_measured_in_float32(engine):
     found = measured(engine, model, tiny.plan(model, "windowed", 8), tiny.plan(model, "transformers"), stream)
     assert found["kl"][:7].max() < 0.05 < found["kl"][12:].max()
     assert float(found["reference_nll"].sum()) != float(found["reference_nll"].bfloat16().sum())
+
+
+@pytest.mark.parametrize("reference", ["transformers", "windowed", "recompute"])
+def test_streams_side_by_side_diverge_each_as_alone(reference):
+    model = shared("llama")
+    plan, beside = tiny.plan(model, "attention_sinks", 12), tiny.plan(model, reference, 9)
+    streams = [tiny.tokens(n, seed) for seed, n in enumerate((40, 2, 55, 40, 31))]
+    engine = Parallel(model, chunk=16, side_by_side=3, reference=beside)
+    found = {}
+    for index, steps in run_many(engine, plan, streams, first=1):
+        found.setdefault(index, []).extend(steps.columns["kl"])
+    assert list(found) == [1, 2, 3, 4]
+    for index, values in found.items():
+        wanted = measured("stepwise", model, plan, beside, streams[index])["kl"]
+        assert values == pytest.approx(wanted.tolist(), abs=1e-5)

@@ -116,7 +116,7 @@ def test_what_is_no_reference_is_one_line_and_nothing_is_written(reference, said
 
 def key_of(**changes):
     config = RunConfig(**changes)
-    return identified(config, chosen_by(config), torch.arange(3), "sha256:0")["key"]
+    return identified(config, chosen_by(config), [torch.arange(3)], "sha256:0")["key"]
 
 
 def test_the_key_covers_it():

@@ -14,8 +14,10 @@ import numpy as np
 
 from sinkbench.results.comparison import first_difference
 from sinkbench.results.divergence import beyond_training
+from sinkbench.results.documents import named_place, places_of
 from sinkbench.results.record import RUNNING
 from sinkbench.results.report.collect import Group
+from sinkbench.results.rows import starts_of
 from sinkbench.results.run import Run
 from sinkbench.results.transforms import smoothed
 
@@ -133,13 +135,16 @@ def broken_rows(run: Run) -> ReportWarning | None:
     lengths = run.frame["input_length"].to_numpy()
     if not lengths.size:
         return None
-    steps, spacing = np.diff(lengths), run.spacing
+    starts, spacing = starts_of(run.frame), run.spacing
+    late = starts[lengths[starts] > spacing]
+    steps = np.diff(places_of(run.frame))
     back = np.flatnonzero(steps <= 0)
+    steps[starts[1:] - 1] = 0
     gaps = np.flatnonzero(steps > spacing)
     if back.size:
         what = f"after {lengths[back[0]]:,.0f} tokens the file goes on at {lengths[back[0] + 1]:,.0f}"
-    elif lengths[0] > spacing:
-        what = f"the first row is that of {lengths[0]:,.0f} tokens"
+    elif late.size:
+        what = f"the first row is that of {lengths[late[0]]:,.0f} tokens"
     elif gaps.size:
         what = f"{lengths[gaps[0]]:,.0f} tokens are followed by {lengths[gaps[0] + 1]:,.0f}"
     else:
@@ -210,8 +215,10 @@ def different_tokens(runs: Sequence[Run]) -> Iterator[ReportWarning]:
     """Runs that did not read the same text."""
     differ = first_difference({run.name: run.frame for run in runs})
     if differ:
-        first, other, token = differ
-        message = f"{first} and {other} differ from token {token:,} on: the runs are not compared with each other"
+        first, other, place = differ
+        message = (
+            f"{first} and {other} differ from token {named_place(place)} on: the runs are not compared with each other"
+        )
         yield ReportWarning("different tokens", (first, other), message)
         return
     seen: dict[float, tuple[str, str]] = {}

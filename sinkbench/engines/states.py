@@ -1,28 +1,34 @@
-"""Hidden states of a stream, piece by piece: what many tokens a forward come to under one plan, and under two."""
+"""Hidden states of streams, piece by piece: what many tokens a forward come to under one plan, and under two."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
+Place = TypeVar("Place")
+
 
 @dataclass(frozen=True)
-class Pieces:
+class States(Generic[Place]):
     """Hidden states, to be read piece by piece; between two pieces others may read theirs with the same model.
+
+    To be read with exact angles (:mod:`sinkbench.positions.exact`).
 
     Attributes:
         longest: positions for which tables of the model have to last (:func:`sinkbench.positions.families.lasting`).
-        read: where each piece begins, and its states ``(n, width)``; each goes on where the one before has ended.
+        read: where each piece is, and its states.
     """
 
     longest: int
-    read: Iterator[tuple[int, Tensor]]
+    read: Iterator[tuple[Place, Tensor]]
 
-    def behind(self, start: int) -> Iterator[tuple[int, Tensor]]:
-        """The pieces without the states of the first ``start`` tokens."""
-        for begin, hidden in self.read:
-            if begin + len(hidden) > start:
-                yield max(begin, start), hidden[max(0, start - begin) :]
+
+def behind(start: int, read: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:
+    """Pieces of one stream, where each begins with its states ``(n, width)``, without the first ``start`` tokens."""
+    for begin, hidden in read:
+        if begin + len(hidden) > start:
+            yield max(begin, start), hidden[max(0, start - begin) :]
 
 
 def together(
