@@ -21,6 +21,7 @@ def choose_engine(
     cuda_graphs: bool = True,
     chunk: int | None = None,
     note: Callable[[str], None] = lambda line: None,
+    stage: Callable[[str], None] = lambda what: None,
     reference: Plan | None = None,
 ) -> Engine:
     """The engine for ``plan``.
@@ -30,12 +31,13 @@ def choose_engine(
         cuda_graphs: whether steps may be captured.
         chunk: tokens a forward of the parallel engine; by default chosen from the free memory.
         note: is called with a line where an engine has to go another way than it would.
+        stage: is called with what goes on before the first step.
         reference: the plan to diverge from; ``None`` for none.
 
     Raises:
         UserError: no such engine, or none of its kind can run the plan.
     """
-    captured = [Captured(model, note=note)] if cuda_graphs and engine == "stepwise" else []
+    captured = [Captured(model, None, note, stage)] if cuda_graphs and engine == "stepwise" else []
     if reference is not None and any(candidate.refuses(plan) is None for candidate in captured):
         note("two caches are not captured as CUDA graphs: with --reference, steps take the plain way")
     kinds: dict[str, Sequence[Engine]] = {

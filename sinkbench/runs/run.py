@@ -161,7 +161,9 @@ class _Work:
         sizes = layer_sizes(model.config)
         plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
         note = _noting(record, self.result, self.note)
-        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference)
+        engine = choose_engine(
+            model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference=reference
+        )
         if self.reference and reference:
             record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
             beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
