@@ -1,7 +1,7 @@
 """How far runs are from their reference (``--reference``): the statistics of ``llama-perplexity --kl-divergence``.
 
-All of them come with 95 % intervals by a block bootstrap, as tokens are not independent; but for the largest, of which
-a bootstrap says nothing.
+All of them come with 95 % intervals by a block bootstrap, or over documents, as tokens are not independent; but for the
+largest, of which a bootstrap says nothing.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sinkbench.results.columns import MEASURES, Measure
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.signals import check
 
@@ -32,7 +33,7 @@ def divergence_of(runs: "Mapping[str, pd.DataFrame]") -> list[tuple[Measure, str
     if not known:
         return []
     tables: list[tuple[Measure, str, Callable[[pd.DataFrame], Statistics]]] = [
-        (MEASURES["kl"], "nats", lambda frame: distribution(frame["kl"].dropna().to_numpy())),
+        (MEASURES["kl"], "nats", divergences),
         (AGREEMENT, "", agreement),
     ]
     found = []
@@ -50,24 +51,30 @@ def has_reference(frame: "pd.DataFrame") -> bool:
     return all(name in frame and frame[name].notna().any() for name in ("kl", "same_top", "reference_nll"))
 
 
-def distribution(values: np.ndarray) -> Statistics:
-    """Mean, quantiles and largest of ``values``."""
+def divergences(frame: "pd.DataFrame") -> Statistics:
+    """The distribution of ``kl``."""
+    rows = frame[frame["kl"].notna()]
+    return distribution(rows["kl"].to_numpy(), streams_of(rows))
+
+
+def distribution(values: np.ndarray, streams: np.ndarray | None = None) -> Statistics:
+    """Mean, quantiles and largest of ``values``; ``streams`` says of which document each is, where there are several."""
     ordered = np.sort(values)
     return {
-        "mean": interval(values),
-        **{name: quantile(values, ordered, share) for name, share in QUANTILES.items()},
+        "mean": interval(values, streams=streams),
+        **{name: quantile(values, ordered, share, streams) for name, share in QUANTILES.items()},
         "largest": float(ordered[-1]),
     }
 
 
-def quantile(values: np.ndarray, ordered: np.ndarray, share: float) -> Interval:
+def quantile(values: np.ndarray, ordered: np.ndarray, share: float, streams: np.ndarray | None = None) -> Interval:
     """The value below which this ``share`` of ``values`` lies, and its interval (Woodruff, 1952).
 
     The share of values up to the quantile has an interval by the block bootstrap; the quantiles at its ends are those
     of the quantile.
     """
     value = float(np.quantile(ordered, share))
-    below = interval((values <= value).astype(float)).moved(share)
+    below = interval((values <= value).astype(float), streams=streams).moved(share)
     low, high = (float(np.quantile(ordered, min(max(end, 0.0), 1.0))) for end in (below.low, below.high))
     return Interval(value, low, high)
 
@@ -76,13 +83,14 @@ def agreement(frame: "pd.DataFrame") -> Statistics:
     """How often both would say the same, and what each gives the token that comes."""
     rows = frame.dropna(subset=["nll", "same_top", "reference_nll"])
     nll, reference = rows["nll"].to_numpy(), rows["reference_nll"].to_numpy()
+    streams = streams_of(rows)
     more = np.exp(-nll) - np.exp(-reference)
-    square = interval(more**2)
+    square = interval(more**2, streams=streams)
     return {
-        "same top (%)": interval(rows["same_top"].to_numpy()).times(100.0),
-        "mean Δp (%)": interval(more).times(100.0),
+        "same top (%)": interval(rows["same_top"].to_numpy(), streams=streams).times(100.0),
+        "mean Δp (%)": interval(more, streams=streams).times(100.0),
         "RMS Δp (%)": Interval(*(float(np.sqrt(x)) for x in (square.value, square.low, square.high))).times(100.0),
-        "ln ppl ratio": interval(nll - reference),
+        "ln ppl ratio": interval(nll - reference, streams=streams),
     }
 
 

@@ -3,33 +3,36 @@
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.strategies.plan import Plan
-from sinkbench.strategies.registry import Chosen, choose, chosen_by
+from sinkbench.strategies.registry import Chosen, chosen_by
+
+
+def reference_run(config: RunConfig) -> RunConfig | None:
+    """The run that the reference of ``config`` would be by itself; ``None`` where there is none.
+
+    It has the window of the run, and keys and values are those that the model computes. Where the run's own strategy is
+    named, the reference has its parameters and positions; any other has those that are its own.
+    """
+    alone = config.but(reference=None, kv_format="model", cuda_graphs=False)
+    if config.reference is None or config.reference == config.experiment:
+        return None if config.reference is None else alone
+    return alone.but(experiment=config.reference, set={}, attention_sink_size=None, positions=None)
 
 
 def reference_by(config: RunConfig) -> Chosen | None:
-    """The strategy that ``--reference`` names, with the window of the run; ``None`` where there is none.
-
-    Keys and values are those that the model computes. Where the run's own strategy is named, the reference has its
-    parameters and positions; any other has those that are its own.
+    """The strategy that ``--reference`` names, as :func:`reference_run` has it; ``None`` where there is none.
 
     Raises:
         UserError: no such strategy, or parameters or a window that cannot be.
     """
-    name = config.reference
-    if name is None:
+    name, alone = config.reference, reference_run(config)
+    if alone is None:
         return None
-    if ":" in name:
+    if name is not None and ":" in name:
         raise UserError(f"--reference {name}: give a name of `sinkbench strategies`")
-    if name == config.experiment:
-        return chosen_by(config.but(kv_format="model"))
     try:
-        return choose(name, config.window_size)
+        return chosen_by(alone)
     except UserError as error:
-        raise UserError(f"--reference {name}: {_about_reference(str(error))}") from error
-
-
-def _about_reference(line: str) -> str:
-    return line.replace("--experiment ", "").replace("--set", "its parameter")
+        raise UserError(f"--reference {name}: {str(error).replace('--experiment ', '')}") from error
 
 
 def span(plan: Plan) -> int | None:
