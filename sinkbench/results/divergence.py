@@ -58,7 +58,7 @@ def divergences(frame: "pd.DataFrame") -> Statistics:
 
 
 def distribution(values: np.ndarray, streams: np.ndarray | None = None) -> Statistics:
-    """Mean, quantiles and largest of ``values``; ``streams`` says of which document each is, where there are several."""
+    """Mean, quantiles and largest of ``values``; ``streams`` has the document of each, where there are several."""
     ordered = np.sort(values)
     return {
         "mean": interval(values, streams=streams),
