@@ -81,6 +81,8 @@ def closing_table(options: RunConfig, result: RunResult) -> None:
     table.add_column(overflow="fold")
     table.add_row("outcome", Text(outcome(result, options.num_tokens)))
     table.add_row("tokens", f"{result.rows:,} at {result.tokens_per_second:.1f} a second")
+    if options.documents:
+        table.add_row("documents", f"{result.stream + 1:,}")
     none = "not a number" if result.not_finite else "-"
     ppl = none if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
     table.add_row("perplexity", ppl)

@@ -1,4 +1,4 @@
-"""Many independent streams through one engine: side by side where it can, else one after the other."""
+"""Many independent streams through one engine: side by side, or one after the other."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.base import Engine
+from sinkbench.engines.captured import Captured
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.step import Steps
 from sinkbench.strategies import Plan
@@ -29,7 +30,7 @@ def run_many(
     Raises:
         UserError: as :meth:`Engine.run`.
     """
-    if isinstance(engine, Parallel):
+    if isinstance(engine, Parallel | Captured):
         yield from engine.run_many(plan, streams, first, start, trace)
         return
     for index in range(first, len(streams)):

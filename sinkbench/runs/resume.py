@@ -59,6 +59,7 @@ def resumed(writer: RowWriter, record: dict[str, Any], streams: Sequence[Tensor]
             "sessions": [*record["sessions"], {**this, "first_row": writer.rows + 1}],
         }
     result.rows, result.overall_ppl, result.not_finite = writer.rows, writer.perplexity, writer.not_finite
+    result.stream = int(due["stream"][len(rows) - 1])
     result.seconds = before.get("seconds") or 0.0
     result.untimed = max(0, writer.rows - (before.get("timed_rows", before.get("rows")) or 0))
     result.peak_vram = max(rows.frame["cuda_vram_allocated"].dropna(), default=None)

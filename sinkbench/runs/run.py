@@ -190,12 +190,15 @@ def _writer_for(config: RunConfig) -> RowWriter:
 
 
 def place_of(streams: Sequence[Tensor], rows: int) -> tuple[int, int]:
-    """The stream in which the first ``rows`` predictions of ``streams`` end, and how many of them are its own."""
-    for index, tokens in enumerate(streams):
+    """The stream in which the first ``rows`` predictions of ``streams`` end, and how many of them are its own.
+
+    Where these are all, it is the last one, whole.
+    """
+    for index, tokens in enumerate(streams[:-1]):
         if rows < len(tokens) - 1:
             return index, rows
         rows -= len(tokens) - 1
-    return len(streams), 0
+    return len(streams) - 1, rows
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:

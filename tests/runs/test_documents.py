@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.runs import run as runs
 from sinkbench.runs.key import fingerprint
+from sinkbench.sweeps.launchers import transfer
 
 LENGTHS = (40, 1, 61, 0, 9, 33, 2)
 SHORT = 2  # of them are too short to predict anything of
@@ -262,3 +264,53 @@ def test_defaults_say_what_they_mean():
     assert RunConfig(documents=True, num_samples=4).source.samples == 4
     with pytest.raises((UserError, ValueError)):
         RunConfig(every=0)
+
+
+def test_documents_are_drawn_compared_and_reported(documents, tmp_path, here):
+    for experiment in ("transformers", "windowed"):
+        options = ("--experiment", experiment, "--engine", "parallel", "--every", 3)
+        documents(*options, out=experiment)
+    folder = tmp_path / "both"
+    folder.mkdir()
+    for experiment in ("transformers", "windowed"):
+        for path in (tmp_path / experiment).iterdir():
+            path.rename(folder / path.name)
+    figure = tmp_path / "figure.png"
+    drawn = ("--features", "perplexity", "kv_cache", "--skip-first", 5, "--log-perplexity-limit", 0)
+    status, _, error = here("plot", "--output-dir", folder, *drawn, "--output", figure)
+    assert status == 0, error
+    assert figure.stat().st_size > 10_000
+    status, out, _ = here("compare", folder)
+    assert status == 0
+    assert f"{sum(n - 1 for n in KEPT)} tokens of {len(KEPT)} documents" in " ".join(out.split())
+    page = tmp_path / "page.html"
+    assert here("report", folder, "--output", page)[0] == 0
+    assert "intervals come from drawing documents" in page.read_text()
+    assert "rows missing" not in page.read_text()
+
+
+def test_what_a_worker_sends_is_known_to_be_whole(place, tmp_path):
+    options = RunConfig(
+        model_name_or_path=str(place),
+        dataset_name=str(place / "docs.jsonl"),
+        data_column="ids",
+        documents=True,
+        every=7,
+        dtype="float32",
+        window_size=WINDOW,
+        output_dir=tmp_path / "here",
+    )
+    sent = transfer.work(options)
+    transfer.place(sent, options)
+    assert options.csv.read_bytes() == sent.rows
+    lines = sent.rows.splitlines(keepends=True)
+    fewer = b"".join(lines[:5] + lines[6:])
+    harmed = replace(sent, rows=fewer, sha256=transfer.checksum(fewer, sent.record))
+    with pytest.raises(UserError, match="not whole"):
+        transfer.verified(harmed, options)
+
+
+def test_rows_say_in_which_document_they_end():
+    streams = [torch.arange(n) for n in (4, 2, 3)]
+    places = [runs.place_of(streams, rows) for rows in range(7)]
+    assert places == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2)]

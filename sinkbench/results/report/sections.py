@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sinkbench import __version__
 from sinkbench.results.baseline import unfit_baseline
 from sinkbench.results.comparison import BROKEN, DIVERGED, SMOOTH, onset_text
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.looks import Look, looks_of
 from sinkbench.results.report.collect import Group
@@ -158,6 +159,8 @@ def _results(
 def _notes(group: Group, shared: GroupComparison | None) -> list[str]:
     """What the numbers mean."""
     notes = ["Perplexity is over all tokens of a run; its interval is a block bootstrap over its rows."]
+    if any(streams_of(run.frame) is not None for run in group.runs):
+        notes.append("Of documents, intervals come from drawing documents, and curves are means at each input length.")
     if any(run.spacing > 1 for run in group.runs):
         thinned = {run.spacing for run in group.runs if run.spacing > 1}
         every = " or ".join(str(spacing) for spacing in sorted(thinned))
