@@ -35,10 +35,8 @@ def attend_one(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, sc
     weights = scores.of(query, key)[:, :, 0]  # (B, H, m)
     if scores.alibi is not None:
         weights = weights + _terms(layer, scores.alibi.slopes.to(weights.dtype), groups)
-    total = weights.logsumexp(-1, keepdim=True)
-    if scores.extra is not None:
-        total = torch.logaddexp(total, scores.extra.to(total.dtype)[None, :, None])
-    shares = torch.exp(weights - total).view(batch, key.shape[1], groups, -1)
+    extra = None if scores.extra is None else scores.extra.to(weights.dtype)[None]
+    shares = shares_of(weights, extra).view(batch, key.shape[1], groups, -1)
     out = torch.matmul(shares.to(value.dtype), value)
     layer.evict(shares)
     return out.reshape(batch, heads, 1, -1)
@@ -47,7 +45,7 @@ def attend_one(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, sc
 def _terms(layer: ScoredLayer, slopes: Tensor, groups: int) -> Tensor:
     """What ALiBi adds to the score of each entry, up to a constant a query: slope times distance, ``(B, H, m)``."""
     if layer.plan.positions == "cache":
-        distance = layer.ranks() - (layer.present - 1)
+        distance = layer.ranks[:, :, : layer.present] - (layer.present - 1)
     else:
         distance = layer.tokens[:, :, : layer.present] - (layer.seen - 1)
     return slopes[None, :, None] * distance.repeat_interleave(groups, dim=1)

@@ -19,6 +19,7 @@ from sinkbench.cache.scoring import scores_of
 from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
+from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import Held, LayerPlan
 
 
@@ -59,6 +60,7 @@ class ScoredLayer(CacheLayerMixin):
         super().__init__()
         self.plan, self.rope, self.number = plan, rope, number
         self.policy = plan.policy
+        self.moves = Moves()  # a cache gives all its layers one
         assert self.policy.window is not None
         assert self.policy.eviction is not None
         self.window, self.eviction = self.policy.window, self.policy.eviction
@@ -76,6 +78,7 @@ class ScoredLayer(CacheLayerMixin):
         self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
         self.tokens = torch.zeros(batch, heads, slots, dtype=torch.long, device=self.device)  # index in the text
         self.free = torch.zeros(batch, heads, 1, dtype=torch.long, device=self.device)  # the slot of the next token
+        self.ranks = torch.zeros_like(self.tokens)  # place in text order among those that the head holds
         self.memory = {
             name: torch.zeros(batch, heads, slots, dtype=wide(self.dtype), device=self.device)
             for name in self.eviction.memory
@@ -101,12 +104,13 @@ class ScoredLayer(CacheLayerMixin):
         if n > 1:
             return self._join(key_states, value_states)
         if self.plan.positions == "cache" and self.rope is not None:
-            back = torch.tensor([-self.position], device=self.device)
-            key_states = self._rope.move(key_states.to(self.keys.dtype), back)
+            key_states = self.moves.move(self._rope, key_states.to(self.keys.dtype), -self.position)
         place = self.free[..., None]
         self.keys.scatter_(2, place.expand_as(key_states), key_states.to(self.keys.dtype))
         self.values.scatter_(2, place.expand_as(value_states), value_states)
         self.tokens.scatter_(2, self.free, self.seen)
+        if self.plan.positions == "cache":
+            self.ranks.scatter_(2, self.free, self.held)
         for numbers in self.memory.values():
             numbers.scatter_(2, self.free, 0.0)
         self.seen += 1
@@ -165,12 +169,8 @@ class ScoredLayer(CacheLayerMixin):
         if self.plan.positions == "text" or self.rope is None:
             return keys
         newest = self.position - 1  # where the query stands; every head holds as many entries, and it is the last
-        rope = self.rope.at_length(self.position)
-        return rope.move(keys, self.ranks() + (newest - self.present + 1)).to(self.dtype)
-
-    def ranks(self) -> Tensor:
-        """The place in text order of each entry among those of its head, int64, ``(B, H, n)``."""
-        return self.tokens[:, :, : self.present].argsort(-1).argsort(-1)
+        places = self.ranks[:, :, : self.present] + (newest - self.present + 1)
+        return self.moves.move_each(self.rope.at_length(self.position), keys, places, newest).to(self.dtype)
 
     @property
     def present(self) -> int:
@@ -204,6 +204,8 @@ class ScoredLayer(CacheLayerMixin):
             return
         first, last = self.policy.sinks, self.seen - self.policy.protected
         self.free = lowest(scores, tokens, first, last, self.eviction.tolerance)
+        if self.plan.positions == "cache":
+            self.ranks -= (self.ranks > self.ranks.gather(2, self.free)).long()
         if self.trace is not None:
             self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
 
@@ -235,7 +237,8 @@ class ScoredLayer(CacheLayerMixin):
     def _map(self, pick) -> None:  # noqa: ANN001
         if not self.is_initialized:
             return
-        self.keys, self.values, self.tokens, self.free = map(pick, (self.keys, self.values, self.tokens, self.free))
+        for name in ("keys", "values", "tokens", "ranks", "free"):
+            setattr(self, name, pick(getattr(self, name)))
         self.memory = {name: pick(numbers) for name, numbers in self.memory.items()}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -261,11 +264,12 @@ def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, tolerance: flo
         tokens: indices in the text, ``(B, H, n)``; only those from ``first`` on and before ``last`` can go.
         tolerance: scores above the lowest by no more than this share of its magnitude are equal to it.
     """
-    can_go = (tokens >= first) & (tokens < last)
-    scores = scores.expand(tokens.shape).masked_fill(~can_go, torch.inf)
+    stays = tokens >= last
+    if first:
+        stays |= tokens < first
+    most = torch.iinfo(torch.long).max
+    scores = scores.expand(tokens.shape).masked_fill(stays, torch.inf)
     low = scores.amin(-1, keepdim=True)
-    ties = scores <= low
-    if tolerance:  # beside the exact ones: an infinite lowest has no neighbours
-        ties |= scores <= low + tolerance * low.abs()
-    ties &= can_go
-    return tokens.masked_fill(~ties, torch.iinfo(torch.long).max).argmin(-1, keepdim=True)
+    if tolerance:
+        low = torch.fmax(low, low + tolerance * low.abs())  # an infinite lowest has no neighbours
+    return tokens.masked_fill(stays, most).masked_fill_(scores > low, most).argmin(-1, keepdim=True)

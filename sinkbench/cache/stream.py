@@ -21,6 +21,7 @@ from sinkbench.positions.detection import read_positions
 from sinkbench.positions.families import family_of
 from sinkbench.positions.reach import Reach
 from sinkbench.positions.rotary import Rope
+from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import Plan
 
 KeptLayer = StripLayer | ScoredLayer
@@ -49,9 +50,11 @@ class StreamCache(Cache):
         spare = [compaction_interval(layer.policy) for layer in plan.kept if layer.policy.window is not None]
         self.reach = Reach.of(plan, [layer.rope for layer in self.kept], max(spare, default=0))
         # Where frequencies change inside the window, every step turns every key anew, from keys kept unrotated.
+        moves = Moves()
         for layer in self.kept:
             if isinstance(layer, ScoredLayer):
                 layer.trace = trace
+            layer.moves = moves
             if isinstance(layer, StripLayer) and layer.rope and layer.rope.limit and self.reach.anew:
                 layer.keys_unrotated = True
         self.needs_attention = _needs_attention(model, plan)

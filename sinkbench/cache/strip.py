@@ -15,6 +15,7 @@ from transformers.cache_utils import CacheLayerMixin
 from sinkbench.cache.formats import keys_read_back, read_back
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
+from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import LayerPlan, Policy
 
 BLOCK = 1024  # tokens by which an unbounded strip grows
@@ -48,6 +49,7 @@ class StripLayer(CacheLayerMixin):
         super().__init__()
         self.plan, self.rope = plan, rope
         self.policy = plan.policy
+        self.moves = Moves()  # a cache gives all its layers one
         self.is_sliding = plan.sizes.kind == "sliding"
         self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
         self.start = self.end = 0  # slots of the window, without the sinks
@@ -117,7 +119,7 @@ class StripLayer(CacheLayerMixin):
             if self.rope is not None and not self.keys_unrotated:
                 # in the cache, right before the window; in the text, as far from the newest token as there
                 by = first + self.offset if not self.plan.gap else self.end + self.offset - self.seen
-                keys = self.rope.move(keys, torch.tensor([by], device=self.device))
+                keys = self.moves.move(self.rope, keys, by)
             self.keys[:, :, first : self.start] = keys
             self.values[:, :, first : self.start] = self.sinks.values
         return first
@@ -172,7 +174,7 @@ class StripLayer(CacheLayerMixin):
         self.offset += by
         if self.rope is not None and not self.keys_unrotated and self.end > self.start:
             window = self.keys[:, :, self.start : self.end]
-            self.keys[:, :, self.start : self.end] = self.rope.move(window, torch.tensor([by], device=self.device))
+            self.keys[:, :, self.start : self.end] = self.moves.move(self.rope, window, by)
 
     @property
     def held(self) -> int:

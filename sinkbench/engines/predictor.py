@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.forward import feed, longest_of, reading
+from sinkbench.engines.forward import feeding, longest_of, reading
 from sinkbench.engines.prefill import prefilled
 from sinkbench.positions.detection import check_reach
 from sinkbench.strategies import Plan
@@ -28,6 +28,7 @@ class Predictor:
             check_reach(model, len(tokens) - 1)
         self.model, self.tokens, self.context = model, tokens.to(model.device), plan.context
         self.cache = None if plan.context is not None else prefilled(model, plan, tokens[:start], trace)
+        self.feed = None if self.cache is None else feeding(model, self.cache)
         self.longest = (plan.context or 0) if self.cache is None else longest_of(self.cache, len(tokens))
 
     def reading(self) -> AbstractContextManager[None]:
@@ -36,8 +37,8 @@ class Predictor:
 
     def logits(self, t: int) -> Tensor:
         """``(1, vocabulary)``, of the token after token ``t``."""
-        if self.cache is not None:
-            return feed(self.model, self.cache, self.tokens[t : t + 1]).logits[0, -1:]
+        if self.feed is not None:
+            return self.feed(self.tokens[t : t + 1]).logits[0, -1:]
         assert self.context is not None
         window = self.tokens[max(0, t + 1 - self.context) : t + 1]
         return self.model(input_ids=window[None], use_cache=False, logits_to_keep=1).logits[0, -1:]

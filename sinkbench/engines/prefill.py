@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.chunks import hidden_states, refuses_chunks
-from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.engines.forward import one_by_one
 from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
@@ -28,10 +28,10 @@ def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace |
         for _ in hidden_states(model, cache, [tokens]):
             pass
     else:
-        with one_by_one(model, cache, len(tokens) + 1):
+        with one_by_one(model, cache, len(tokens) + 1) as feed:
             for t in range(len(tokens)):
                 check()
-                feed(model, cache, tokens[t : t + 1])
+                feed(tokens[t : t + 1])
     for layer in cache.kept:
         layer.settle()
     return cache

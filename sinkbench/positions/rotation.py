@@ -37,18 +37,20 @@ class Rotation:
 
     def by(self, rope: Rope, by: Tensor) -> "Rotation":
         """The rotations by ``by`` positions, shape ``(n,)``."""
-        cos, sin = rope.turn(by)
-        wider = cos.new_ones(len(by), 2 * cos.shape[1])
-        rest = cos.new_zeros(len(by), self.partner.shape[0] - wider.shape[1])
+        return self._of(rope, *rope.turn(by))
+
+    def _of(self, rope: Rope, cos: Tensor, sin: Tensor) -> "Rotation":
+        """The rotations of these angles, ``(n, pairs)``, float64."""
+        wider = cos.new_ones(cos.shape[0], 2 * cos.shape[1])
+        rest = cos.new_zeros(cos.shape[0], self.partner.shape[0] - wider.shape[1])
         full_cos = torch.cat((rope.apply(wider, cos, torch.zeros_like(sin)), rest + 1), dim=1)
         full_sin = torch.cat((rope.apply(wider, torch.zeros_like(cos), sin), rest), dim=1)
         return Rotation(full_cos.to(self.cos.dtype), full_sin.to(self.cos.dtype), self.partner)
 
-    def set(self, rope: Rope, by: Tensor) -> None:
-        """Let this be the rotation by ``by`` positions, shape ``(n,)``."""
-        new = self.by(rope, by)
-        self.cos.copy_(new.cos)
-        self.sin.copy_(new.sin)
+    def by_one(self, rope: Rope, by: int) -> "Rotation":
+        """The rotation by ``by`` positions, for all; nothing is sent to the device for it."""
+        angles = (rope.inv_freq.to(self.cos.device) * by)[None]
+        return self._of(rope, angles.cos(), angles.sin())
 
     def rows(self, rows: slice) -> "Rotation":
         """The rotations of some of the queries."""
@@ -57,4 +59,45 @@ class Rotation:
     def __call__(self, query: Tensor) -> Tensor:
         """``query`` of shape ``(..., n, D)``, rotated; in its own dtype."""
         x = query.to(wide(query.dtype))
-        return (x * self.cos + x[..., self.partner.long()] * self.sin).to(query.dtype)
+        return (x * self.cos + x[..., self.partner] * self.sin).to(query.dtype)
+
+
+@dataclass
+class Move:
+    """The last move of keys with one rope."""
+
+    rope: Rope
+    still: Rotation
+    by: int
+    rotation: Rotation
+
+
+class Moves:
+    """Moves of keys, whose rotations all layers that move alike share.
+
+    Of each rope the last by one distance is remembered, as every layer of a step asks for the same; and a table of
+    moves forward, for keys that each go their own way.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[int, Move] = {}
+        self._tables: dict[int, tuple[Rope, Rotation]] = {}
+
+    def move(self, rope: Rope, x: Tensor, by: int) -> Tensor:
+        """``x``, of shape ``(..., T, D)``, moved by ``by`` positions."""
+        last = self._last.get(id(rope))
+        if last is None or last.rope is not rope:
+            still = Rotation.still(rope, x.shape[-1], x.device, x.dtype)
+            last = self._last[id(rope)] = Move(rope, still, 0, still)
+        if last.by != by:
+            last.by, last.rotation = by, last.still.by_one(rope, by)
+        return last.rotation(x)
+
+    def move_each(self, rope: Rope, x: Tensor, by: Tensor, most: int) -> Tensor:
+        """``x``, of shape ``(..., T, D)``, moved by ``by``, int64 ``(..., T)``, each from 0 to ``most``."""
+        known, table = self._tables.get(id(rope), (None, None))
+        if known is not rope or table is None or len(table.cos) <= most:
+            still = Rotation.still(rope, x.shape[-1], x.device, x.dtype)
+            table = still.by(rope, torch.arange(2 * most + 1, device=x.device))
+            self._tables[id(rope)] = rope, table
+        return Rotation(table.cos[by], table.sin[by], table.partner)(x)

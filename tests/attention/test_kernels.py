@@ -34,7 +34,7 @@ def test_a_turn_is_the_rotation_whatever_the_pairing_and_the_share_that_rotates(
 
 def ring(heads, capacity, dim, sinks, dtype=torch.float32, device="cpu", block=1):
     still = Rotation.still(rope(dim // 2, "half").__class__(rope(dim // 2, "half").inv_freq.to(device)), dim, device)
-    still.set(Rope(rope(dim // 2, "half").inv_freq.to(device)), torch.tensor([-5], device=device))
+    still = still.by(Rope(rope(dim // 2, "half").inv_freq.to(device)), torch.tensor([-5], device=device))
     keys, values = torch.zeros(2, heads, capacity, dim, dtype=dtype, device=device)
     return Ring(keys, values, torch.zeros(1, dtype=torch.long, device=device), sinks, still, block)
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.stream import StreamCache
-from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.engines.forward import feeding, one_by_one
 from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.reach import Reach
 from sinkbench.positions.rotary import Rope
+from sinkbench.positions.rotation import Rotation
 from sinkbench.strategies.registry import BUILTIN as STRATEGIES
 
 WINDOW, SINKS, LENGTH = 16, 4, 44
@@ -216,6 +217,7 @@ def test_rebasing_positions_often_changes_nothing(family: str, monkeypatch: pyte
 def test_positions_of_a_million_tokens_do_not_drift(family: str, strategy: str) -> None:
     model, stream, begin = shared(family), tiny.tokens(LENGTH), 30
     stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
+    feed = feeding(model, stream_cache)
     nlls = []
     with torch.inference_mode():
         for t in range(len(stream) - 1):
@@ -223,7 +225,7 @@ def test_positions_of_a_million_tokens_do_not_drift(family: str, strategy: str) 
                 for layer in stream_cache.kept:
                     layer.shift(10**6)
                 stream_cache.position += 10**6
-            logits = feed(model, stream_cache, stream[t : t + 1]).logits[0, -1]
+            logits = feed(stream[t : t + 1]).logits[0, -1]
             nlls.append(-float(logits.double().log_softmax(-1)[stream[t + 1]]))
     assert_same(torch.tensor(nlls, dtype=torch.float64), oracle(model, stream, WINDOW, CUT[strategy]))
 
@@ -259,12 +261,13 @@ def test_thousands_of_tokens_with_many_rebases_end_as_the_oracle_does(monkeypatc
 def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, stream, turned = shared("llama"), tiny.tokens(window + 120), []
     stream_cache = StreamCache(model, tiny.plan(model, "attention_sinks", window, SINKS))
-    apply = Rope.apply
-    monkeypatch.setattr(Rope, "apply", lambda self, x, *a: (turned.append(x.shape[-2]), apply(self, x, *a))[1])
+    feed = feeding(model, stream_cache)
+    call = Rotation.__call__
+    monkeypatch.setattr(Rotation, "__call__", lambda self, x: (turned.append(x.shape[-2]), call(self, x))[1])
     with torch.inference_mode():
         for token in stream:
             turned.clear()
-            feed(model, stream_cache, token[None])
+            feed(token[None])
             assert sum(turned) <= SINKS * model.config.num_hidden_layers
     assert sum(turned) == SINKS * model.config.num_hidden_layers
 
@@ -274,10 +277,11 @@ def test_a_step_turns_the_sinks_and_nothing_else(window: int, monkeypatch: pytes
 def test_memory_is_constant_once_the_window_is_full(family: str, strategy: str) -> None:
     model, config = shared(family), shared(family).config
     stream_cache = StreamCache(model, tiny.plan(model, strategy, WINDOW, SINKS))
+    feed = feeding(model, stream_cache)
     sizes = set()
     with torch.inference_mode():
         for t, token in enumerate(tiny.tokens(90)):
-            feed(model, stream_cache, token[None])
+            feed(token[None])
             strips = tuple((layer.keys.shape, layer.values.shape) for layer in stream_cache.kept)
             sizes |= {(stream_cache.nbytes, strips)} if t >= WINDOW else set()
     ((held, _),) = sizes
@@ -291,9 +295,9 @@ def test_of_a_group_of_falcon_which_copies_its_keys_for_each_query_one_is_kept(s
     model, stream = shared("falcon-grouped"), tiny.tokens(40)
     plan = tiny.plan(model, strategy, WINDOW, SINKS)
     begun = prefilled(model, plan, stream[:25])
-    with torch.inference_mode(), one_by_one(model, begun, 40):
+    with torch.inference_mode(), one_by_one(model, begun, 40) as feed:
         for token in stream[25:]:
-            feed(model, begun, token[None])
+            feed(token[None])
     held = 40 if strategy == "transformers" else WINDOW
     assert {layer.keys.shape[1] for layer in begun.kept} == {2}
     assert begun.nbytes == 2 * 4 * held * 2 * 16 * 2  # keys and values, float32, entries, heads, features, layers

@@ -13,7 +13,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.engines import head
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.divergence import divergence
-from sinkbench.engines.forward import feed, one_by_one
+from sinkbench.engines.forward import one_by_one
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.states import behind, together
 from sinkbench.engines.streams import run_many
@@ -49,8 +49,8 @@ def recomputed_logits(model, stream, width):
 def cached_logits(model, plan, stream):
     """Through our cache token by token, whose logits other tests hold against independent code."""
     cache = StreamCache(model, plan)
-    with one_by_one(model, cache, len(stream)):
-        return torch.cat([feed(model, cache, token[None]).logits[0, -1:].double() for token in stream[:-1]])
+    with one_by_one(model, cache, len(stream)) as feed:
+        return torch.cat([feed(token[None]).logits[0, -1:].double() for token in stream[:-1]])
 
 
 def assert_diverges(found, q, p, stream):

@@ -5,7 +5,7 @@ import tiny
 import torch
 
 from sinkbench.cache.stream import StreamCache
-from sinkbench.engines.forward import feed
+from sinkbench.engines.forward import feeding
 from sinkbench.positions.exact import exact_angles
 
 FAMILIES = ("llama", "gpt_neox", "glm", "yarn", "gemma3", "phi3")
@@ -15,6 +15,7 @@ FAMILIES = ("llama", "gpt_neox", "glm", "yarn", "gemma3", "phi3")
 def test_a_step_reads_nothing_back_from_the_device_for_them(family, monkeypatch):
     model = tiny.shared(family)
     cache = StreamCache(model, tiny.plan(model, "attention_sinks"))
+    feed = feeding(model, cache)
     with torch.inference_mode(), exact_angles(model):
         for name in ("__float__", "__bool__", "__int__", "item", "tolist"):
             read = getattr(torch.Tensor, name)
@@ -25,7 +26,7 @@ def test_a_step_reads_nothing_back_from_the_device_for_them(family, monkeypatch)
             reads.append(name)
             return read(tensor)
 
-        feed(model, cache, tiny.tokens(1))
+        feed(tiny.tokens(1))
     assert reads == []
 
 
