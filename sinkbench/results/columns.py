@@ -170,7 +170,7 @@ _DECLARED = (
         "lower",
         reference=True,
         drawing=Drawing(
-            *("kl", "Divergence from the reference", "-.", averaged),
+            *("kl", "Divergence from the reference", "-", averaged),
             logarithmic=True,
             missing="run the experiments with --reference transformers",
         ),

@@ -10,6 +10,7 @@ from sinkbench.results.transforms import Transform
 if TYPE_CHECKING:
     import pandas as pd
 
+DECADES = 6  # of a logarithmic axis, at most: what lies lower is rounding
 Curve: TypeAlias = tuple[np.ndarray, np.ndarray]  # tokens read and values, shape ``(n,)`` each
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sinkbench.results.columns import Drawing, Measure, drawn_measures
-from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.curves import DECADES, Curve, curve_of
 from sinkbench.results.looks import Look
 from sinkbench.results.run import Run
 from sinkbench.signals import check
@@ -52,7 +52,8 @@ def _figure(measure: Measure, drawing: Drawing, curves: Mapping[str, Curve], loo
     label = f"{measure.label_within} ({unit})" if unit else measure.label_within
     figure = go.Figure(layout=_layout(label, drawing.from_zero, list(curves.values())))
     if drawing.logarithmic:
-        logs = [(x, np.log10(y)) for x, y in curves.values()]
+        top = max(float(np.log10(y.max())) for _, y in curves.values())
+        logs = [(x, np.log10(y).clip(min=top - DECADES)) for x, y in curves.values()]
         figure.update_yaxes(type="log", range=_range(logs, False))
     for number, (name, (x, y)) in enumerate(curves.items()):
         look = looks[name]
