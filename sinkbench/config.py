@@ -19,6 +19,7 @@ CODE = "stdlib"  # what comes with Python
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("stepwise", "parallel")
 POSITIONS = ("cache", "text")
+PROTOCOLS = ("stream", "windows", "strided", "llamacpp", "rolling")
 STRATEGY, MODELS, DATA, OUTPUT, SPEED = "Strategy", "Model", "Dataset", "Output", "How to run"  # panels of --help
 
 
@@ -46,12 +47,19 @@ class Option:
     off: bool = False
 
 
-LATER = {"documents": False, "every": 1}  # options that decide, and that the first results were without
+LATER = {  # options that decide, and that the first results were without
+    "documents": False,
+    "every": 1,
+    "protocol": "stream",
+    "context_length": None,
+    "stride": None,
+}
 
 
 Dtype = Annotated[str, one_of(DTYPES)]
 Place = Annotated[str, one_of(POSITIONS)]
 Engine = Annotated[str, one_of(ENGINES)]
+Protocol = Annotated[str, one_of(PROTOCOLS)]
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,27 @@ class RunConfig(ModelConfig):
         Flag, Option("", "Each row is a stream of its own, from an empty cache.", DATA, decides=True)
     ] = False
     num_tokens: Annotated[Size, Option("N", "Tokens to predict, of each stream.", DATA, decides=True)] = 8192
+    reference: Annotated[
+        Text | None,
+        Option("NAME", "A strategy to diverge from, usually transformers: columns kl, same_top, reference_nll.", DATA),
+    ] = None
+    protocol: Annotated[
+        Protocol,
+        Option(
+            "NAME",
+            "stream; of dense attention also windows, strided, llamacpp, rolling: as others cut the text and score it.",
+            DATA,
+            decides=True,
+        ),
+    ] = "stream"
+    context_length: Annotated[
+        Size | None,
+        Option("N", "Tokens of a window of --protocol.", DATA, decides=True, default="2048; 512 with llamacpp"),
+    ] = None
+    stride: Annotated[
+        Size | None,
+        Option("N", "Tokens from a window to the next (strided).", DATA, decides=True, default="half a window"),
+    ] = None
     output_dir: Annotated[Folder, Option("DIR", "Where the rows (.csv) and their record (.json) go.", OUTPUT)] = Field(
         default=Path("results"), strict=False
     )
@@ -232,6 +261,50 @@ class RunConfig(ModelConfig):
     cuda_graphs: Annotated[
         Flag, Option("", "Capture steps on CUDA where the model allows it.", SPEED, decides=True, off=True)
     ] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol(cls, given: Any) -> Any:
+        """What a protocol stands for: the usual windows, and many tokens a forward."""
+        if not isinstance(given, dict) or given.get("protocol", "stream") not in PROTOCOLS[1:]:
+            return given
+        protocol, length = given["protocol"], given.get("context_length")
+        if length is None:
+            length = 512 if protocol == "llamacpp" else 2048
+        usual = {"context_length": length, "engine": "parallel"}
+        if protocol == "strided" and given.get("stride") is None and isinstance(length, int):
+            usual["stride"] = max(1, length // 2)
+        return {**given, **usual}
+
+    @model_validator(mode="after")
+    def _within_protocol(self) -> Self:
+        reason = self._refused_by_protocol()
+        if reason is not None:
+            raise PydanticCustomError("protocol", "{reason}", {"reason": reason})
+        return self
+
+    def _refused_by_protocol(self) -> str | None:
+        """What does not go with ``--protocol``; ``None`` where all does."""
+        name, length, stride = self.protocol, self.context_length or 0, self.stride or 0
+        least = {"stream": 0, "rolling": 1, "llamacpp": 3}.get(name, 2)
+        reasons = {
+            "--stride goes with --protocol strided alone": stride and name != "strided",
+            "--context-length goes with a --protocol other than stream": length and name == "stream",
+            f"--context-length must be at least {least} with --protocol {name} (got {length})": length < least,
+            f"--stride {stride} would leave tokens out between windows of --context-length {length}": stride > length,
+        }
+        if name != "stream":
+            reasons |= {
+                f"--protocol {name} is of dense attention: give --experiment transformers": (
+                    self.experiment != "transformers"
+                ),
+                f"--protocol {name} carries no cache that could be stored in a --kv-format": self.kv_format != "model",
+            }
+            excluded = ("reference", "documents", "resume", "trace")
+            reasons |= {
+                f"--protocol {name} and --{other} exclude each other": getattr(self, other) for other in excluded
+            }
+        return next((reason for reason, holds in reasons.items() if holds), None)
 
     @model_validator(mode="after")
     def _excluding(self) -> Self:
@@ -264,11 +337,6 @@ class RunConfig(ModelConfig):
     def csv(self) -> Path:
         """Where the rows go; the record lies beside it, with the suffix ``.json``."""
         return self.output_dir / f"{self.name or self.experiment}.csv"
-
-    @property
-    def further_columns(self) -> tuple[str, ...]:
-        """What its rows say beside the columns of every file."""
-        return ("stream",) if self.documents else ()
 
     @property
     def deciding(self) -> dict[str, Any]:

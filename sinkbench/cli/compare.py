@@ -41,6 +41,7 @@ def compare(
 
     from sinkbench.results.baseline import choose_baseline, unfit_baseline
     from sinkbench.results.comparison import compare_runs
+    from sinkbench.results.divergence import beyond_training
     from sinkbench.results.statistics import statistics_of
 
     found = _read(runs)
@@ -54,6 +55,7 @@ def compare(
     console.print(summary(compared, chosen.name))
     typer.echo(chosen.why)
     unfit = [unfit_baseline(chosen.run, run) for run in compared if chosen.run and run.name == chosen.name]
+    unfit += dict.fromkeys(beyond_training(run.record, compared[0].tokens) for run in found.values())
     for warning in filter(None, unfit):
         typer.echo(f"warning: {warning}")
     for measured in measures:

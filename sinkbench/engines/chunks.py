@@ -14,6 +14,7 @@ from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.batches import Piece, pieces
 from sinkbench.engines.head import backbone
+from sinkbench.engines.states import States
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
@@ -60,14 +61,12 @@ def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> s
     return f"{name} changes its rotary frequencies beyond {limit} tokens, token by token: {STEPWISE}, or stay below"
 
 
-def hidden_states(
+def states_of(
     model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None
-) -> Iterator[tuple[Piece, Tensor]]:
-    """Feed ``streams``, the longest first, through ``cache``, at most ``chunk`` tokens of each at a time.
+) -> States[Piece]:
+    """``streams``, the longest first, fed through ``cache``, at most ``chunk`` tokens of each at a time.
 
-    Yields:
-        What was fed at once, and its last hidden states, ``(rows, n, width)``. Behind the end of a stream, up to that
-        of the piece, they are of no token.
+    Behind the end of a stream, up to that of the piece, states are of no token.
 
     Raises:
         UserError: the model cannot be read in chunks under the plan of ``cache``.
@@ -76,16 +75,29 @@ def hidden_states(
     reason = refuses_chunks(model, cache, lengths[0] + 1)
     if reason is not None:
         raise UserError(reason)
-    chunk = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
-    tokens, rows = side_by_side(streams, model.device), len(streams)
-    longest = min(lengths[0] + 1, cache.reach.end(chunk) + chunk)
-    with lasting(model, longest), exact_angles(model), attending(model, cache):
-        for piece in pieces(lengths, chunk):
+    size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
+
+    def each() -> Iterator[tuple[Piece, Tensor]]:
+        tokens, rows = side_by_side(streams, model.device), len(streams)
+        for piece in pieces(lengths, size):
             check()
             if piece.rows < rows:
                 rows = piece.rows
                 cache.batch_select_indices(torch.arange(rows, device=model.device))
-            yield piece, read(model, cache, tokens[:rows, piece.begin : piece.end])
+            with attending(model, cache):
+                hidden = read(model, cache, tokens[:rows, piece.begin : piece.end])
+            yield piece, hidden
+
+    return States(min(lengths[0] + 1, cache.reach.end(size) + size), each())
+
+
+def hidden_states(
+    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None
+) -> Iterator[tuple[Piece, Tensor]]:
+    """As :func:`states_of`, with no others in between: what was fed at once, and its states, ``(rows, n, width)``."""
+    states = states_of(model, cache, streams, chunk)
+    with lasting(model, states.longest), exact_angles(model):
+        yield from states.read
 
 
 def side_by_side(streams: Sequence[Tensor], device: torch.device) -> Tensor:

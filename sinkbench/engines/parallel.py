@@ -19,11 +19,16 @@ from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.batches import batches, pieces
-from sinkbench.engines.chunks import Room, hidden_states, refuses_plan
+from sinkbench.engines.chunks import Room, chunk_for, refuses_plan, states_of
 from sinkbench.engines.compiling import compiled_parts
-from sinkbench.engines.head import nll_of
+from sinkbench.engines.divergence import Measured
+from sinkbench.engines.fresh import fresh_states
+from sinkbench.engines.head import measured
+from sinkbench.engines.states import States, behind, together
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.positions.detection import check_reach
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
 
 COMPILE_FROM = 50_000  # tokens: shorter streams end before compilation pays
@@ -38,12 +43,14 @@ class Parallel:
         chunk: tokens of a stream a forward; by default chosen from the free memory.
         compiled: whether parts of the model run compiled, on CUDA; by default where there are tokens enough.
         side_by_side: streams a forward, at most; by default chosen from the free memory.
+        reference: the plan to diverge from; ``None`` for none.
     """
 
     model: PreTrainedModel
     chunk: int | None = None
     compiled: bool | None = None
     side_by_side: int | None = None
+    reference: Plan | None = None
 
     def refuses(self, plan: Plan) -> str | None:
         return "no cache is carried: each token is read afresh" if plan.context is not None else refuses_plan(plan)
@@ -62,13 +69,23 @@ class Parallel:
             trace: takes note of what is evicted of a single stream.
         """
         model, lengths = self.model, [max(0, len(stream) - 1) for stream in streams]
-        if plan.dense:
+        if self.reference is not None and self.reference.context is not None:
+            for index in range(first, len(streams)):
+                steps = many_a_step(
+                    *(model, plan, streams[index], start if index == first else 0, trace, self.reference, self.chunk)
+                )
+                yield from ((index, one) for one in steps)
+            return
+        plans = [plan] if self.reference is None else [plan, self.reference]
+        if any(one.dense for one in plans):
             check_reach(model, max(lengths, default=0))
-        room = Room.of(model, plan)
-        chunk = self.chunk or room.chunk
+        rooms = [Room.of(model, one) for one in plans]
+        chunk = self.chunk or min(room.chunk for room in rooms)  # one for both: of itself a plan diverges nowhere
 
         def fits(length: int) -> int:
-            return self.side_by_side or room.streams(plan, model.dtype.itemsize, chunk, length)
+            itemsize = model.dtype.itemsize
+            counts = [room.streams(one, itemsize, chunk, length) for room, one in zip(rooms, plans, strict=True)]
+            return self.side_by_side or max(1, min(counts) // len(counts))
 
         groups = [group for group in batches(lengths, fits) if max(group) >= first]
         shapes = {(p.rows, p.end - p.begin) for g in groups for p in pieces([lengths[i] for i in g], chunk)}
@@ -91,28 +108,36 @@ class Parallel:
         """The streams of ``group``, mixed, each in its order, from the stream and the row of ``begin`` on."""
         model, waiting = self.model, None
         tokens = [streams[index].to(model.device) for index in group]
-        cache = StreamCache(model, plan, trace)
-        for piece, hidden in hidden_states(model, cache, [mine[:-1] for mine in tokens], chunk):
-            wanted = []  # of which stream which of its rows in this piece
-            for row, index in enumerate(group[: piece.rows]):
-                skipped = begin[1] if index == begin[0] else 0 if index > begin[0] else len(tokens[row])
-                rows = range(max(piece.begin, skipped), min(piece.end, len(tokens[row]) - 1))
-                if rows:
-                    wanted.append((row, rows))
-            if not wanted:
-                continue
-            of_rows = [hidden[row, rows.start - piece.begin : rows.stop - piece.begin] for row, rows in wanted]
-            labels = [tokens[row][rows.start + 1 : rows.stop + 1] for row, rows in wanted]
-            nll = nll_of(model, torch.cat(of_rows), torch.cat(labels))
-            held = bytes_held(plan, cache.itemsize, np.arange(piece.begin + 1, piece.end + 1)).tolist()
-            parts = [
-                Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin])
-                for row, rows in wanted
-            ]
-            begun = Pending(nll, parts)
-            if waiting:  # the device is busy with the next chunk while this one is written down
-                yield from waiting.steps()
-            waiting = begun
+        fed = [mine[:-1] for mine in tokens]
+        caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
+        chunk = min(cache.reach.chunk(chunk) for cache in caches)
+        read = [states_of(model, cache, fed, chunk) for cache in caches]
+        with lasting(model, max(states.longest for states in read)), exact_angles(model):
+            for of_each in zip(*(states.read for states in read), strict=True):
+                piece = of_each[0][0]
+                wanted = []  # of which stream which of its rows in this piece
+                for row, index in enumerate(group[: piece.rows]):
+                    skipped = begin[1] if index == begin[0] else 0 if index > begin[0] else len(tokens[row])
+                    rows = range(max(piece.begin, skipped), min(piece.end, len(tokens[row]) - 1))
+                    if rows:
+                        wanted.append((row, rows))
+                if not wanted:
+                    continue
+                of_rows = [
+                    torch.cat([x[row, rows.start - piece.begin : rows.stop - piece.begin] for row, rows in wanted])
+                    for _, x in of_each
+                ]
+                labels = [tokens[row][rows.start + 1 : rows.stop + 1] for row, rows in wanted]
+                found = measured(model, of_rows[0], torch.cat(labels), of_rows[1] if len(of_rows) > 1 else None)
+                held = bytes_held(plan, model.dtype.itemsize, np.arange(piece.begin + 1, piece.end + 1)).tolist()
+                parts = [
+                    Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin])
+                    for row, rows in wanted
+                ]
+                begun = Pending(found, parts)
+                if waiting:  # the device is busy with the next chunk while this one is written down
+                    yield from waiting.steps()
+                waiting = begun
         if waiting:
             yield from waiting.steps()
 
@@ -143,24 +168,63 @@ class Part:
 
 
 class Pending:
-    """NLLs on their way from the device."""
+    """What was measured, on its way from the device."""
 
-    def __init__(self, nll: Tensor, parts: list[Part]) -> None:
+    def __init__(self, found: Measured, parts: list[Part]) -> None:
         self.parts, self.vram = parts, vram_allocated()
-        self.event = torch.cuda.Event() if nll.is_cuda else None
-        self.nll = nll.to("cpu", non_blocking=True) if not self.event else self._copied(nll)
+        self.event = torch.cuda.Event() if found["nll"].is_cuda else None
+        self.found = {name: self._copied(values) if self.event else values.cpu() for name, values in found.items()}
+        if self.event:
+            self.event.record()
 
-    def _copied(self, nll: Tensor) -> Tensor:
-        here = torch.empty(nll.shape, dtype=nll.dtype, pin_memory=True).copy_(nll, non_blocking=True)
-        assert self.event is not None
-        self.event.record()
-        return here
+    def _copied(self, values: Tensor) -> Tensor:
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
     def steps(self) -> Iterator[tuple[int, Steps]]:
-        """Wait until they are here; of each stream its index and its steps."""
+        """Wait until it is here; of each stream its index and its steps."""
         if self.event:
             self.event.synchronize()
-        nll = iter(self.nll.tolist())
+        values = {name: iter(of_all.tolist()) for name, of_all in self.found.items()}
         for part in self.parts:
-            own = list(islice(nll, len(part.kv_cache_bytes)))
-            yield part.stream, Steps(part.first, own, None, self.vram, part.kv_cache_bytes)
+            count = len(part.kv_cache_bytes)
+            own = {name: list(islice(of_all, count)) for name, of_all in values.items()}
+            yield part.stream, Steps(part.first, own.pop("nll"), None, self.vram, part.kv_cache_bytes, own)
+
+
+def many_a_step(
+    model: PreTrainedModel,
+    plan: Plan,
+    tokens: Tensor,
+    start: int,
+    trace: Trace | None,
+    reference: Plan | None,
+    chunk: int | None,
+) -> Iterator[Steps]:
+    """As :meth:`Engine.run`, many tokens a forward, where the plan or the reference carries no cache."""
+    tokens = tokens.to(model.device)
+    if reference is not None and chunk is None:
+        chunk = min(chunk_for(model, plan), chunk_for(model, reference))
+    own = _of_one(model, plan, tokens[:-1], start, chunk, trace)
+    beside = None if reference is None else _of_one(model, reference, tokens[:-1], start, chunk)
+    with lasting(model, own.longest if beside is None else max(own.longest, beside.longest)), exact_angles(model):
+        alone = ((*piece, None) for piece in behind(start, own.read))
+        both = None if beside is None else together(behind(start, own.read), behind(start, beside.read))
+        for first, hidden, other in alone if both is None else both:
+            end = first + len(hidden)
+            found = measured(model, hidden, tokens[first + 1 : end + 1], other)
+            held = [0] * len(hidden)
+            if plan.context is None:
+                held = bytes_held(plan, model.dtype.itemsize, np.arange(first + 1, end + 1)).tolist()
+            yield from (steps for _, steps in Pending(found, [Part(0, first + 1, held)]).steps())
+
+
+def _of_one(
+    model: PreTrainedModel, plan: Plan, tokens: Tensor, start: int, chunk: int | None, trace: Trace | None = None
+) -> States[int]:
+    """States of one stream, ``(n, width)``, by where each piece begins."""
+    if plan.context is not None:
+        return fresh_states(model, plan.context, tokens, start, chunk)
+    if plan.dense:
+        check_reach(model, len(tokens))
+    states = states_of(model, StreamCache(model, plan, trace), [tokens], chunk)
+    return States(states.longest, ((piece.begin, hidden[0]) for piece, hidden in states.read))

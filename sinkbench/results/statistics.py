@@ -8,6 +8,7 @@ import numpy as np
 
 from sinkbench.results.columns import MEASURES, ComparedAs, Measure
 from sinkbench.results.comparison import shared_rows
+from sinkbench.results.divergence import divergence_of, has_reference
 from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.signals import check
@@ -45,7 +46,7 @@ def statistics_of(runs: "dict[str, pd.DataFrame]") -> list[MeasureStatistics]:
         for measure in MEASURES.values()
         if measure.compared is not ComparedAs.NONE and any(_known(frame, measure) for frame in runs.values())
     ]
-    if not measures:
+    if not measures and not any(has_reference(frame) for frame in runs.values()):
         return []
     shared = shared_rows(runs)
     values = {
@@ -54,7 +55,8 @@ def statistics_of(runs: "dict[str, pd.DataFrame]") -> list[MeasureStatistics]:
         }
         for measure in measures
     }
-    return [_statistics(measure, of_runs) for measure, of_runs in values.items() if of_runs]
+    further = [_statistics(measure, of_runs) for measure, of_runs in values.items() if of_runs]
+    return [*(MeasureStatistics(*table) for table in divergence_of(shared)), *further]
 
 
 def _known(frame: "pd.DataFrame", measure: Measure) -> bool:

@@ -3,7 +3,8 @@
 Results with one key have the same NLLs: in float32 up to rounding, in half precision up to what kernels of one kind of
 device differ by. It covers the weights with the configuration and the code that a model brings, the ids of all tokens,
 the dtype, the strategy with its parameters, positions, format and, where it is not built in, its source with what that
-imports, and every option that decides as it stands (:attr:`sinkbench.config.Option.decides`). What it does not cover is
+imports, the reference likewise where there is one, and every option that decides as it stands
+(:attr:`sinkbench.config.Option.decides`). What it does not cover is
 the device: that decides what a result costs and how far it comes, so a sweep compares devices too
 (:mod:`sinkbench.sweeps.plan`). Nor are versions of packages in it, which are on record, nor files that code reads by
 itself.
@@ -24,6 +25,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.gguf import digest
 from sinkbench.models.loading import TORCH_DTYPES, Checkpoint, code_elsewhere
 from sinkbench.strategies import Chosen
+from sinkbench.strategies.reference import reference_by
 
 CONFIGURATIONS = ("config.json", "config.*.json")  # transformers may take the one for its version
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
@@ -41,6 +43,9 @@ def identified(config: RunConfig, chosen: Chosen, streams: Sequence[Tensor], wei
         "tokens": fingerprint(*streams),
         **config.deciding,
     }
+    reference = reference_by(config)
+    if reference is not None:
+        about["reference"] = reference.identity
     if config.random_weights:  # each kind of device has a generator of its own
         about["drawn_on"] = "cpu" if config.device_map == "cpu" or not torch.cuda.is_available() else "cuda"
     return {"determined_by": about, "key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}

@@ -154,7 +154,8 @@ def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None
         raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {BEGIN_ANEW}")
     # of documents, more may follow; each is read as far as before
     free = (GROWS if "documents" not in now else ("tokens",)) + (ROUNDS if now["dtype"] == "float32" else ())
-    was, now = {**LATER, **was}, {**LATER, **now}
+    later = {**LATER, "reference": None}
+    was, now = {**later, **was}, {**later, **now}
     for name in now:
         if name not in free and was.get(name) != now[name]:
             what, old, new = _difference(name, was.get(name), now[name])
@@ -168,7 +169,8 @@ def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
         return _difference(key, was.get(key), now.get(key))
-    return name, was, now
+    old, new = (value.get("strategy") if isinstance(value, dict) else value for value in (was, now))
+    return name, old, new
 
 
 def due_rows(streams: Sequence[Tensor], every: int) -> dict[str, np.ndarray]:

@@ -17,14 +17,19 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
+from sinkbench.data.protocols import Window
 from sinkbench.data.stream import Streams, read_streams
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
 from sinkbench.engines.streams import run_many
+from sinkbench.engines.windows import read_windows
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.results.columns import further_columns
+from sinkbench.results.divergence import beyond_training
 from sinkbench.runs.key import fingerprint, identified, weights_of
+from sinkbench.runs.protocol import lead_of, on_record, tokens_for, windows_for
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
@@ -33,6 +38,7 @@ from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
+from sinkbench.strategies.reference import reference_by, span
 from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
@@ -59,10 +65,13 @@ def run(
         UserError: whatever the user can mend; rows that are complete stay.
     """
     config, chosen = named(config), chosen_by(config)
+    if config.protocol != "stream" and config.resume:  # as a sweep asks of all: windows are soon read anew
+        config = config.but(resume=False, overwrite=True)
     result = RunResult(chosen.name, config.csv)
+    reference = reference_by(config)
     with signals() as watching, _writer_for(config) as writer:
         record = opening(config, chosen)
-        work = _Work(config, chosen, record, result, writer, watch, note)
+        work = _Work(config, chosen, reference, record, result, writer, watch, note)
         error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
         error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
@@ -82,6 +91,7 @@ class _Work:
     """A run under way.
 
     Attributes:
+        reference: the strategy to diverge from; ``None`` for none.
         reason: how it ends if nothing ends it early.
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
@@ -90,6 +100,7 @@ class _Work:
 
     config: RunConfig
     chosen: Chosen
+    reference: Chosen | None
     record: dict[str, Any]
     result: RunResult
     writer: RowWriter
@@ -103,16 +114,19 @@ class _Work:
     def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
         """Everything between the opening of the files and their end."""
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
-        streams = read_streams(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
-        self.result.expected = streams.predictions
-        if not config.documents and streams.exhausted and streams.predictions < config.num_tokens:
+        count = tokens_for(config)
+        streams = read_streams(config.source, count, lambda: load_tokenizer(checkpoint()))
+        windows = windows_for(config, streams.tokens[0])
+        expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
+        self.result.expected = expected
+        if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
             self.reason = ENDED
         record |= identified(config, chosen, streams.tokens, weights_of(checkpoint()))
         check()
         if config.resume:
             with undisturbed():  # file, record and result are taken up together
                 resumed(writer, record, streams.tokens, self.result)
-        self.all_there = writer.rows == streams.predictions
+        self.all_there = writer.rows == expected
         if self.all_there:
             writer.trim()
             self.result.exit_reason = self.reason
@@ -127,13 +141,34 @@ class _Work:
         record |= _resolved(config, model, streams)
         if streams.skipped:
             self.note(f"{streams.skipped:,} of the rows have fewer than 2 tokens and are left out")
-        self._read(model, streams.tokens)
+        if windows is None:
+            self._read(model, streams.tokens)
+        else:
+            self._read_windows(model, streams.tokens[0], windows, lead_of(config, checkpoint(), model))
+
+    def _read_windows(self, model: PreTrainedModel, text: Tensor, windows: list[Window], lead: int | None) -> None:
+        config, record = self.config, self.record
+        record["protocol"] = on_record(config, windows, lead)
+        note = _noting(record, self.result, self.note)
+        trained, longest = record["model"]["context_length"], max(window.fed for window in windows)
+        if trained is not None and longest > trained:
+            note(f"windows of {longest:,} tokens are longer than the {trained:,} the model was trained for")
+        steps = ((0, one) for one in read_windows(model, text, windows, lead, config.chunk_size))
+        _write(steps, [text], self.writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
 
     def _read(self, model: PreTrainedModel, streams: Sequence[Tensor]) -> None:
         config, record, writer = self.config, self.record, self.writer
-        plan = self.chosen.plan(layer_sizes(model.config))
+        sizes = layer_sizes(model.config)
+        plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
         note = _noting(record, self.result, self.note)
-        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        engine = choose_engine(
+            model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference=reference
+        )
+        if self.reference and reference:
+            record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
+            beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
+            if beyond is not None:
+                note(beyond)
         self.trace = begun_trace(config, plan, note)
         if self.all_there and not plan.by_score:
             return  # the trace follows from the plan
@@ -150,7 +185,8 @@ class _Work:
 
 
 def _writer_for(config: RunConfig) -> RowWriter:
-    return RowWriter(config.csv, config.overwrite, config.further_columns, config.resume, config.every)
+    columns, gaps = further_columns(config), config.protocol != "stream"
+    return RowWriter(config.csv, config.overwrite, columns, config.resume, config.every, gaps)
 
 
 def place_of(streams: Sequence[Tensor], rows: int) -> tuple[int, int]:
@@ -215,7 +251,9 @@ def _write(
         for index, step in chain([first], steps):
             tokens = streams[index]
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
-            more = {"stream": [index] * len(predicted)} if "stream" in writer.columns else {}
+            more: dict[str, Sequence[float]] = dict(step.columns)
+            if "stream" in writer.columns:
+                more["stream"] = [index] * len(predicted)
             with undisturbed():
                 writer.write(step, predicted, more, last=len(tokens) - 1)
                 result.stream = index

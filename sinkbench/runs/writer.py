@@ -68,7 +68,8 @@ class RowWriter:
     process that writes to it is refused. ``more`` names columns behind those of every file; with ``resume`` a file
     that exists can be taken up. With ``every`` only each so many-th row is written, and the last of a stream; means are
     over all. The sum of NLLs is then, behind each row that is written, what that row says of it: whoever goes on behind
-    a row goes on with the same sum.
+    a row goes on with the same sum. With ``gaps`` input lengths are those of the steps, which need not follow each
+    other.
 
     Raises:
         UserError: the file exists and neither ``overwrite`` nor ``resume`` is set, is being written, or cannot be
@@ -77,9 +78,15 @@ class RowWriter:
     """
 
     def __init__(
-        self, path: Path, overwrite: bool = False, more: Iterable[str] = (), resume: bool = False, every: int = 1
+        self,
+        path: Path,
+        overwrite: bool = False,
+        more: Iterable[str] = (),
+        resume: bool = False,
+        every: int = 1,
+        gaps: bool = False,
     ) -> None:
-        self.path, self.every = path, every
+        self.path, self.every, self.gaps = path, every, gaps
         self.columns = row_columns(more)
         self._further = self.columns[len(BASE_COLUMNS) :]
         self.rows = 0  # of all tokens that were predicted
@@ -128,8 +135,8 @@ class RowWriter:
 
         ``more`` are the further columns by name, a value a row, or one value for each column, the same in all these
         rows; ``None``, and a column that is not there, leaves a cell empty. ``last`` is the input length of the last
-        row of the stream, where not every row is written. With ``stream`` among the columns, input lengths are those of
-        ``steps``; without, they go on from row to row.
+        row of the stream, where not every row is written. With ``stream`` among the columns, or gaps, input lengths are
+        those of ``steps``; without, they go on from row to row.
 
         Raises:
             UserError: the disk is full, or the like; the file then ends with its last complete row.
@@ -144,7 +151,7 @@ class RowWriter:
         if not self.written:
             lines.append(",".join(self.columns) + "\n")
         rows, nll_sum, written = self.rows, self.nll_sum, self.written
-        shift = steps.first - 1 - rows if "stream" in self._further else 0
+        shift = steps.first - 1 - rows if self.gaps or "stream" in self._further else 0
         for nll, token, held, further in zip(steps.nll, predicted, steps.kv_cache_bytes, behind, strict=True):
             rows += 1
             nll_sum += nll

@@ -206,7 +206,10 @@ def _over_shared(shared: GroupComparison, looks: Mapping[str, Look]) -> ReportTa
 
 def _measured(found: MeasureStatistics, looks: Mapping[str, Look]) -> tuple[str, ReportTable]:
     """Title and table of one measure."""
-    columns = [TableColumn("Run", False), *(TableColumn(name.capitalize()) for name in next(iter(found.runs.values())))]
+    columns = [
+        TableColumn("Run", False),
+        *(TableColumn(name[:1].upper() + name[1:]) for name in next(iter(found.runs.values()))),
+    ]
     rows = [[_named(name, looks), *(_statistic(one) for one in of_run.values())] for name, of_run in found.runs.items()]
     return f"{found.measure.label} ({found.unit})" if found.unit else found.measure.label, ReportTable(
         columns, rows, [found.measure.note]

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sinkbench.results.comparison import first_difference
+from sinkbench.results.divergence import beyond_training
 from sinkbench.results.documents import named_place, places_of
 from sinkbench.results.record import RUNNING
 from sinkbench.results.report.collect import Group
@@ -31,6 +32,7 @@ ENOUGH = 100  # steps without which a p99 or a tenth means nothing
 MIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "mixed models": (("model", "name"), "the runs are not compared with each other"),
     "mixed revisions": (("model", "revision"), "a difference in perplexity may be that of the weights"),
+    "mixed protocols": (("options", "protocol"), "perplexities are over different predictions"),
     "mixed devices": (("device",), "latency and memory cannot be compared"),
     "mixed dtypes": (("dtype",), "a difference in any number may be that of the dtype"),
     **{
@@ -132,7 +134,7 @@ def backward_clock(run: Run) -> ReportWarning | None:
 def broken_rows(run: Run) -> ReportWarning | None:
     """``input_length`` does not rise evenly: rows are missing, repeated or out of order."""
     lengths = run.frame["input_length"].to_numpy()
-    if not lengths.size:
+    if not lengths.size or run.recorded("protocol"):  # windows leave tokens out
         return None
     starts, spacing = starts_of(run.frame), run.spacing
     late = starts[lengths[starts] > spacing]
@@ -154,7 +156,7 @@ def broken_rows(run: Run) -> ReportWarning | None:
 def record_of_another(run: Run) -> ReportWarning | None:
     """The record and the rows do not belong together."""
     rows, length, overall = run.number("rows"), run.length, run.number("overall_ppl")
-    if rows is None or not (rows or length):
+    if rows is None or not (rows or length) or run.recorded("protocol"):
         return None
     if not 0 <= rows - length < run.spacing:
         message = f"the record says {_counted(int(rows), 'row')}, the file ends after {_counted(length, 'token')}"
@@ -181,6 +183,12 @@ def wrong_perplexity(run: Run) -> ReportWarning | None:
         message = f"the last overall_ppl is {overall:.6g}, but the NLLs come to {np.exp(nll.mean()):.6g}"
         return ReportWarning("perplexity does not fit", (run.name,), message)
     return None
+
+
+def no_reference(run: Run) -> ReportWarning | None:
+    """The divergence is from a reference that the model was not trained for."""
+    message = beyond_training(run.record, run.length)
+    return ReportWarning("no reference", (run.name,), message) if message else None
 
 
 def unfinished(run: Run) -> ReportWarning | None:
@@ -244,6 +252,7 @@ def at_once(runs: Sequence[Run]) -> Iterator[ReportWarning]:
 
 RUN_CHECKS: tuple[RunCheck, ...] = (
     unfinished,
+    no_reference,
     broken_rows,
     record_of_another,
     wrong_perplexity,

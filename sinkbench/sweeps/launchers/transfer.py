@@ -18,7 +18,7 @@ import numpy as np
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.files import parse_json, read_json
-from sinkbench.results.columns import row_columns
+from sinkbench.results.columns import further_columns, row_columns
 from sinkbench.results.rows import is_whole, predictions_in
 from sinkbench.results.traces import put_trace, trace_of
 from sinkbench.runs.record import write_json
@@ -158,7 +158,7 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
         record = parse_json(transfer.record)
         said = record["rows"], record["key"]
         _check_kinds(record)
-        rows = rows_of(transfer.rows, row_columns(options.further_columns), options.csv).frame
+        rows = rows_of(transfer.rows, row_columns(further_columns(options)), options.csv).frame
         wrong = len(rows) - int(np.isfinite(rows["nll"]).sum())
         right = is_whole(rows, options.every) and predictions_in(rows) == said[0]
         right = right and (
