@@ -10,7 +10,7 @@ from sinkbench.results.table import Column, Table
 GAP = 2  # characters between columns
 NARROWEST = 14  # characters that a column of names or sentences is squeezed to before the layout changes
 INDENT = "  "
-PIECES = re.compile(r"[^ /_\-]*(?: %)?[ /_\-]?")  # of a text, behind each of which a line may end
+PIECES = re.compile(r"(?:[^ /_\-]|-(?=[\d.]))*(?: %)?[ /_\-]?")  # of a text, behind each of which a line may end
 
 
 def width_of_terminal() -> int:
@@ -52,7 +52,7 @@ def clean(text: str) -> str:
 
 
 def _cell(cell: tuple[str, str], inline: bool) -> list[str]:
-    parts = [clean(line) for part in cell if part for line in part.split("\n")]
+    parts = [clean(part) for part in cell if part]
     return [" ".join(parts)] if inline and cell[1] else parts or [""]
 
 
@@ -72,6 +72,8 @@ def _widths(columns: Sequence[Column], cells: Sequence[Sequence[list[str]]], wid
         word = max(_size(piece.strip()) for piece in PIECES.findall(column.heading))
         wanted.append(max(longest, _size(column.heading)))
         least.append(max(longest, word) if column.is_number else min(wanted[-1], max(NARROWEST, word)))
+        if not place:  # names broken into more lines than two are better read above
+            least[0] = max(least[0], -(-wanted[0] * 6 // 10))
     spare = width - GAP * (len(columns) - 1) - sum(least)
     if spare < 0:
         return []
@@ -125,7 +127,9 @@ def _listed(columns: Sequence[Column], row: Sequence[list[str]], width: int) -> 
     """A row with each value on its own line, below the first."""
     lines = _name(row, width)
     for column, cell in zip(columns[1:], row[1:], strict=True):
-        lines += [INDENT + line for line in _wrapped(f"{column.heading}: {' '.join(cell)}", width - len(INDENT))]
+        whole, room = f"{column.heading}: {' '.join(cell)}", width - len(INDENT)
+        parts = [whole] if _size(whole) <= room or not column.is_number else [f"{column.heading}: {cell[0]}", *cell[1:]]
+        lines += _indented([line for part in parts for line in _wrapped(part, room)])
     return lines
 
 

@@ -84,9 +84,13 @@ def _csv(document: Document) -> str:
     return file.getvalue()
 
 
-def _plain(value: "Cell | list") -> object:
+def _plain(value: "Cell") -> object:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict):
+        from sinkbench.results.table import settings_text
+
+        return settings_text(value) if value else ""
     return repr(value) if isinstance(value, float) else value
 
 

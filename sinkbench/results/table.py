@@ -1,13 +1,13 @@
 """Tables of values: what commands and reports show, once; each shows it in its own way."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from sinkbench.results.intervals import Interval
 
-Cell: TypeAlias = str | int | float | bool | Interval | None
+Cell: TypeAlias = str | int | float | bool | Interval | dict[str, Any] | None
 NOTHING = "-"
 
 
@@ -64,7 +64,7 @@ class Table:
     def _values(self, row: list[Cell]) -> Iterator[tuple[str, Cell]]:
         for column, cell in zip(self.columns, row, strict=True):
             parts = (cell.value, cell.low, cell.high) if isinstance(cell, Interval) else (cell, None, None)
-            yield from zip(_names(column), parts, strict=False)
+            yield from zip(_names(column), parts, strict=False)  # of what is no interval, the first
 
     def shown(self) -> tuple[list[Column], list[list[tuple[str, str]]]]:
         """The columns that people see and their cells: text, and an interval's bounds or nothing.
@@ -95,7 +95,17 @@ def text_of(cell: Cell, column: Column) -> tuple[str, str]:
         return "yes" if cell else "no", ""
     if isinstance(cell, int | float) and column.style:
         return _number(cell, column), ""
-    return str(cell), ""
+    return (settings_text(cell) if isinstance(cell, dict) else str(cell)), ""
+
+
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Parameters with their values, as ``--set`` takes them; a dash where there are none."""
+    return " ".join(f"{name}={setting_text(value)}" for name, value in settings.items()) or NOTHING
+
+
+def setting_text(value: object) -> str:
+    """One such value; ``None`` is what the strategy chooses by itself."""
+    return "auto" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _number(value: float, column: Column) -> str:
