@@ -162,7 +162,7 @@ def _by_budget(found: "dict[str, Run]", chosen: "Baseline", form: Format) -> Non
     from sinkbench.results.presented import budget_table
 
     baseline = _needed(chosen, "--by budget")
-    table = budget_table(budgets(found, baseline.name), baseline.name)
+    table = budget_table(budgets(found, baseline), baseline)
     _show_one(Document([table], {"baseline": baseline.name}, [chosen.why, *table.notes]), form)
 
 
