@@ -122,7 +122,7 @@ def _read(paths: list[Path]) -> "dict[str, Run]":
 
 def _needed(chosen: "Baseline", what: str) -> "Run":
     if chosen.run is None:
-        raise UserError(f"{what} needs a baseline: {chosen.why}")
+        raise UserError(f"{what} needs a baseline: {chosen.why.removeprefix('no baseline: ')}")
     return chosen.run
 
 

@@ -127,7 +127,7 @@ def _needed(runs: "Mapping[str, Run]", asked: str | None, feature: str) -> "Run"
 
     chosen = choose_baseline(list(runs.values()), asked)
     if chosen.run is None:
-        raise UserError(f"the feature {feature} needs a baseline: {chosen.why}")
+        raise UserError(f"the feature {feature} needs a baseline: {chosen.why.removeprefix('no baseline: ')}")
     return chosen.run
 
 

@@ -141,7 +141,7 @@ def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
         first, name, token = differ
         raise UserError(
             f"{first} and {name} are not over the same tokens: they differ from token {token} on; "
-            "compare runs of one dataset, column and tokenizer (of other tokenizers, sinkbench report shows bits per byte)"
+            "compare runs of one dataset, column and tokenizer (across tokenizers, sinkbench report has bits per byte)"
         )
 
 

@@ -196,12 +196,13 @@ def _why_none(frames: "Mapping[str, pd.DataFrame]") -> str:
 
 def _bounds(run: Run, baseline: Run, tokens: tuple[int | None, int | None]) -> tuple[int, int]:
     first, last = tokens
+    longest = int(run.frame["input_length"].max())
     if first is None:
         first = 1 + (window_of(run) or 0)
-        first = first if first < run.length else 1
+        first = first if first < longest else 1
     if last is None:
         sound = sound_length(baseline)
-        last = sound if sound and sound > first else max(run.length, first)
+        last = sound if sound and sound > first else max(longest, first)
     return first, last
 
 
