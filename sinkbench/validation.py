@@ -168,5 +168,8 @@ def nearest(name: str, names: list[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value for a message."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys that are no texts, or a list within itself
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

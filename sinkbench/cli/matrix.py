@@ -11,10 +11,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sinkbench.cli.progress import outcome
 from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
+from sinkbench.library.progress import outcome
 from sinkbench.runs.result import RunResult
 from sinkbench.signals import check
 from sinkbench.sweeps.estimate import device_for, estimate

@@ -4,7 +4,7 @@ import math
 import time
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich import progress as bars
 from rich.console import Console
@@ -12,8 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.config import RunConfig
-from sinkbench.engines.step import Steps
-from sinkbench.runs.result import ENDED, OUT_OF_MEMORY, RunResult
+from sinkbench.results.record import ENDED, OUT_OF_MEMORY
+
+if TYPE_CHECKING:
+    from sinkbench.engines.step import Steps
+    from sinkbench.runs.result import RunResult
 
 
 class Progress:
@@ -35,7 +38,7 @@ class Progress:
         self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="loading")
         self._shown = 0.0
 
-    def watch(self, step: Steps, result: RunResult) -> None:
+    def watch(self, step: "Steps", result: "RunResult") -> None:
         """Take note of a written row."""
         if self._bars.disable or time.monotonic() - self._shown < 0.2:
             return
@@ -56,7 +59,7 @@ class Progress:
         self._bars.stop()
 
 
-def outcome(result: RunResult, asked: int) -> str:
+def outcome(result: "RunResult", asked: int) -> str:
     """What happened to a run, in a few words."""
     if result.not_finite and not result.exit_reason.startswith("failed"):
         count = f"{result.not_finite:,} of {result.rows:,}"
@@ -71,7 +74,7 @@ def outcome(result: RunResult, asked: int) -> str:
     return result.exit_reason
 
 
-def closing_table(options: RunConfig, result: RunResult) -> None:
+def closing_table(options: RunConfig, result: "RunResult") -> None:
     """The closing table."""
     title = f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}"
     table = Table(title=Text(title, style="table.title"), show_header=False)
