@@ -8,10 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from sinkbench.config import Objects, RunConfig, configured, options_of
+from sinkbench.config import Objects, RunConfig, configured, flag, options_of
 from sinkbench.errors import UserError
 from sinkbench.strategies.naming import named
 from sinkbench.strategies.registry import parse_settings
+from sinkbench.validation import nearest
+
+MEANT = {"model": "model_name_or_path", "strategy": "experiment", "dataset": "dataset_name"}
 
 
 def wanted(given: dict[str, Any], file: Path | None = None) -> RunConfig:
@@ -37,12 +40,13 @@ def asked(given: Mapping[str, Any], tokenizer: Any = None, file: str | Path | No
     Raises:
         UserError: one line that names the option, as the command line has it.
     """
+    _check_names(given)
     options = {name: _plain(value) for name, value in given.items()}
     if isinstance(options.get("set"), list | tuple):
         options["set"] = parse_settings(options["set"])
     objects: dict[str, Any] = {"call": called("run", given)}
-    if any(not isinstance(value, str) for value in (options.get("experiment", ""),)):
-        options["experiment"], objects["strategy"] = _strategy(options["experiment"])
+    if not isinstance(options.get("experiment", ""), str):
+        options, objects["strategy"] = _strategy(options)
     if tokenizer is not None or any(
         not isinstance(options.get(name, ""), str) for name in ("model_name_or_path", "dataset_name")
     ):
@@ -53,6 +57,14 @@ def asked(given: Mapping[str, Any], tokenizer: Any = None, file: str | Path | No
     if file is not None and objects.get("strategy") is not None:
         raise UserError("--config and a strategy as an object exclude each other")
     return wanted({**options, "objects": Objects(**objects)}, None if file is None else Path(file))
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    known = [*options_of(RunConfig), "name", "tokenizer", "config", "progress"]
+    for name in given:
+        if name not in known:
+            meant = f"; did you mean {MEANT[name]}?" if name in MEANT else nearest(name, known)
+            raise UserError(f"{flag(name)} is not known{meant}")
 
 
 def called(function: str, given: Mapping[str, Any]) -> str:
@@ -77,16 +89,24 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _strategy(value: Any) -> tuple[Any, Any]:
-    """What a strategy as an object is called, and it; what is none stays for the configuration to refuse."""
+def _strategy(options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """``options`` with the name and the parameters of a strategy as an object, and it.
+
+    What is none stays for the configuration to refuse.
+    """
     from sinkbench.strategies.base import Strategy
     from sinkbench.strategies.registry import find
 
-    if isinstance(value, Strategy | type):
-        return find(value).name, value
-    if hasattr(value, "policy") or hasattr(value, "score"):
-        find(value)  # which says what it lacks
-    return value, None
+    given, own = options["experiment"], {}
+    if isinstance(given, Strategy):
+        own = {name: getattr(given, name) for name in given.model_fields_set}
+    elif not isinstance(given, type):
+        if hasattr(given, "policy") or hasattr(given, "score"):
+            find(given)  # which says what it lacks
+        return options, None
+    settings = options.get("set", {})
+    merged = {**own, **settings} if isinstance(settings, dict) else settings
+    return {**options, "experiment": find(given).name, "set": merged}, given
 
 
 def signature(config: type[BaseModel], more: list[inspect.Parameter]) -> inspect.Signature:

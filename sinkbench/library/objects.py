@@ -92,7 +92,8 @@ def _rows(given: Any, split: str, column: str) -> Rows:
     """Rows of whatever holds texts or token ids."""
     if isinstance(given, Mapping):
         if split not in given:
-            raise UserError(f"no split {split!r} in the dataset: there are {', '.join(sorted(map(str, given)))}")
+            there = ", ".join(sorted(map(str, given))) or "none"
+            raise UserError(f"--dataset-name: no split {split!r} in this {type(given).__name__}: there are {there}")
         return _rows(given[split], split, column)
     if hasattr(given, "to_dict") and hasattr(given, "columns"):  # a frame of pandas
         return Rows(given.to_dict("records"), column)

@@ -41,11 +41,11 @@ def run(*, tokenizer: Any = None, config: str | Path | None = None, progress: bo
 
 def _carried_out(wanted: RunConfig, shown: bool) -> "Run":
     from sinkbench.library.progress import Progress
-    from sinkbench.models.given import evaluating
+    from sinkbench.models.given import as_loaded
     from sinkbench.results.reading import run_at
     from sinkbench.runs import run as runs  # torch and transformers take seconds to import
 
-    with evaluating(wanted.objects.model):
+    with as_loaded(wanted.objects.model):
         if shown:
             with Progress(wanted) as progress:
                 result = runs.run(wanted, progress.watch, note=progress.note)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sinkbench.errors import UserError
 from sinkbench.strategies.sources import source_digest
@@ -81,14 +81,33 @@ def _of_library(kind: type) -> bool:
     return kind.__module__.partition(".")[0] in LIBRARIES
 
 
+def attention_for(config: PretrainedConfig) -> str | None:
+    """The implementation that computes what the architecture says, where transformers' default may not."""
+    if getattr(config, "attn_logit_softcapping", None):
+        return "eager"  # sdpa leaves Gemma 2's soft cap out
+    if config.model_type == "falcon" and config.alibi:
+        return "sdpa"  # eager adds the ALiBi terms twice in transformers 5.17
+    return None
+
+
 @contextmanager
-def evaluating(model: PreTrainedModel | None) -> Iterator[None]:
-    """Within this context ``model`` predicts as it does when it is loaded for a run: without dropout."""
-    training = [module for module in model.modules() if module.training] if model is not None else []
+def as_loaded(model: PreTrainedModel | None) -> Iterator[None]:
+    """Within this context ``model`` computes as one that is loaded for a run: without dropout, with the attention that
+    its architecture needs. Nothing else of it changes.
+    """
+    if model is None:
+        yield
+        return
+    training = [module for module in model.modules() if module.training]
+    own, needed = model.config._attn_implementation, attention_for(model.config.get_text_config(decoder=True))
     for module in training:
         module.training = False
     try:
+        if needed not in (None, own):
+            model.set_attn_implementation(needed)
         yield
     finally:
+        if needed not in (None, own):
+            model.set_attn_implementation(own)
         for module in training:
             module.training = True

@@ -27,7 +27,7 @@ from sinkbench.files import SPECIAL, is_special, read_json
 from sinkbench.models import embedded, hub
 from sinkbench.models.checkpoints import check_complete, check_config, check_finite, refuse_adapters, refuse_pickles
 from sinkbench.models.gguf import unpacked
-from sinkbench.models.given import fingerprint
+from sinkbench.models.given import attention_for, fingerprint
 from sinkbench.models.silence import silent
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.signals import check
@@ -212,7 +212,7 @@ def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
             return _random(config, dtype, str(kwargs["device_map"]), source.trust_remote_code)
         if source.quantization:
             kwargs["quantization_config"] = _quantization(source.quantization)
-        attention = _attention_for(config.get_text_config(decoder=True))
+        attention = attention_for(config.get_text_config(decoder=True))
         if attention:
             kwargs.setdefault("attn_implementation", attention)
         model = _read_weights(checkpoint, dtype=dtype, **kwargs)
@@ -267,15 +267,6 @@ def _quantization(bits: str) -> Any:
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def _attention_for(config: PretrainedConfig) -> str | None:
-    """The implementation that computes what the architecture says, where transformers' default may not."""
-    if getattr(config, "attn_logit_softcapping", None):
-        return "eager"  # sdpa leaves Gemma 2's soft cap out
-    if config.model_type == "falcon" and config.alibi:
-        return "sdpa"  # eager adds the ALiBi terms twice in transformers 5.17
-    return None
 
 
 def resolved_revision(model: PreTrainedModel) -> str | None:

@@ -158,7 +158,7 @@ def choose(
         if given.get("sinks", sinks) != sinks:
             raise UserError(f"--attention-sink-size {sinks} and --set sinks={given['sinks']} exclude each other")
         given["sinks"] = sinks
-    strategy = own if own is not None and given == own.model_dump(exclude_unset=True) else _made(found, given)
+    strategy = _made(found, given, own)
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"--positions must be one of {', '.join(POSITIONS)} (got {positions!r})")
     chosen: Positions = "text" if positions == "text" else "cache" if positions == "cache" else found.kind.positions
@@ -325,9 +325,10 @@ def _imported(path: Path, source: bytes) -> ModuleType:
     return module
 
 
-def _made(found: Found, given: dict[str, Any]) -> Strategy:
+def _made(found: Found, given: dict[str, Any], own: Strategy | None = None) -> Strategy:
+    """The strategy with these parameters: ``own`` where it has just them."""
     try:
-        strategy = found.kind(**given)
+        strategy = own if own is not None and given == own.model_dump(exclude_unset=True) else found.kind(**given)
         strategy.model_dump(mode="json")
     except PydanticSerializationError as error:
         raise UserError(f"{found.name}: a parameter cannot be written down: {in_a_line(error)}") from error

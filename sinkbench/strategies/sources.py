@@ -42,6 +42,7 @@ def digest_of(path: Path, source: bytes, kind: type) -> str:
 def source_digest(kind: type) -> str | None:
     """As :func:`digest_of`, of the file in which a class is written; ``None`` where there is none, as in a notebook."""
     try:
+        inspect.findsource(kind)  # a module may have a file, and the class have come to it in another way
         file = inspect.getsourcefile(kind)
         return digest_of(Path(file), Path(file).read_bytes(), kind) if file else None
     except (TypeError, OSError):
