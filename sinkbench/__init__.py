@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from sinkbench.api.classes import SinkCache as SinkCache
     from sinkbench.api.classes import attention_sinks as attention_sinks
     from sinkbench.errors import UserError as UserError
+    from sinkbench.library.plotting import plot as plot
+    from sinkbench.library.reading import read as read
     from sinkbench.library.running import run as run
+    from sinkbench.library.sweeping import sweep as sweep
 
 __version__ = "0.1.0"
 
 FUNCTIONS = {
     "run": "library.running",
+    "sweep": "library.sweeping",
+    "read": "library.reading",
+    "plot": "library.plotting",
     "UserError": "errors",
 }
 

@@ -41,7 +41,7 @@ def asked(given: Mapping[str, Any], tokenizer: Any = None, file: str | Path | No
         UserError: one line that names the option, as the command line has it.
     """
     _check_names(given)
-    options = {name: _plain(value) for name, value in given.items()}
+    options = {name: plain(value) for name, value in given.items()}
     if isinstance(options.get("set"), list | tuple):
         options["set"] = parse_settings(options["set"])
     objects: dict[str, Any] = {"call": called("run", given)}
@@ -78,7 +78,7 @@ def _shortly(value: Any) -> str:
     return repr(os.fspath(value) if isinstance(value, os.PathLike) else value) if known else f"<{type(value).__name__}>"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """``value`` as a line has it: paths as texts, numbers of NumPy as numbers, types of torch by name."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)

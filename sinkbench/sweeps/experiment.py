@@ -183,7 +183,16 @@ def read_experiments(path: Path) -> Experiments:
     Raises:
         UserError: in one line, the file, the key and what it must be.
     """
-    table = table_in(path)
+    return experiments(path, table_in(path))
+
+
+def experiments(path: Path, table: dict[str, Any]) -> Experiments:
+    """What ``table`` asks for, whose keys have words joined by ``_``; ``path`` is what it is called.
+
+    Raises:
+        UserError: as :func:`read_experiments`.
+    """
+    table = dict(table)
     shapes = table.pop("shape", {})
     options = _checked(path, table)
     with about(path):
