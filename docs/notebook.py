@@ -1,6 +1,6 @@
 """Executes docs/notebook.ipynb without Jupyter and writes what its cells show back into it.
 
-    python docs/notebook.py
+python docs/notebook.py
 """
 
 import ast
@@ -22,10 +22,11 @@ def executed(notebook: dict[str, Any]) -> dict[str, Any]:
     names: dict[str, Any] = {"__name__": "__main__"}
     cells, count = [], 0
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            count += 1
-            cell = {**cell, "execution_count": count, "outputs": _outputs("".join(cell["source"]), names, count)}
-        cells.append(cell)
+        if cell["cell_type"] != "code":
+            cells.append(cell)
+            continue
+        count += 1
+        cells.append({**cell, "execution_count": count, "outputs": _outputs("".join(cell["source"]), names, count)})
     return {**notebook, "cells": cells}
 
 

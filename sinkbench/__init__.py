@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sinkbench.api.classes import SinkCache as SinkCache
     from sinkbench.api.classes import attention_sinks as attention_sinks
     from sinkbench.errors import UserError as UserError
+    from sinkbench.library.comparing import compare as compare
     from sinkbench.library.plotting import plot as plot
     from sinkbench.library.reading import read as read
     from sinkbench.library.running import run as run
@@ -23,6 +24,7 @@ FUNCTIONS = {
     "run": "library.running",
     "sweep": "library.sweeping",
     "read": "library.reading",
+    "compare": "library.comparing",
     "plot": "library.plotting",
     "UserError": "errors",
 }

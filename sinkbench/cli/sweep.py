@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from sinkbench.cli.options import place
+from sinkbench.cli.output import Format, FormatOption
 from sinkbench.cli.status import status_of
+from sinkbench.errors import UserError
 
 
 class Launcher(StrEnum):
@@ -36,6 +38,7 @@ def sweep(
     trace: Annotated[
         bool, typer.Option("--trace", help="Write traces, also of what is finished and has none (see sinkbench run).")
     ] = False,
+    form: FormatOption = Format.text,
 ) -> None:
     """Run every combination that an experiment file lists.
 
@@ -46,13 +49,15 @@ def sweep(
     The exit status is 1 if a run failed in the end.
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
+    if form is not Format.text and not dry_run:
+        raise UserError("--format needs --dry-run: what a sweep finds is read with sinkbench compare --format")
     from sinkbench.cli.matrix import Board, estimates
     from sinkbench.library.sweeping import carried_out, cells_of
     from sinkbench.sweeps.experiment import read_experiments
 
     read, cells = cells_of(read_experiments(file), output_dir, overwrite, trace)
     if dry_run:
-        estimates(read, cells)
+        estimates(read, cells, form)
         return
     with Board(str(read.options.output_dir)) as board:
         plan = carried_out(read, cells, retries, launcher.value, board)

@@ -29,6 +29,11 @@ class Interval:
         return Interval(to, self.low + by, self.high + by) if np.isfinite(by) else self
 
 
+def block_length(n: int) -> int:
+    """Of the blocks that are drawn from ``n`` tokens."""
+    return min(n, max(32, round(2 * n ** (1 / 3))))
+
+
 def interval(values: np.ndarray, seed: int = 0) -> Interval:
     """The mean of ``values`` and its 95 % interval by a circular block bootstrap (Politis and Romano, 1992).
 
@@ -36,7 +41,7 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     least 32.
     """
     n = len(values)
-    block = min(n, max(32, round(2 * n ** (1 / 3))))
+    block = block_length(n)
     sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
     with np.errstate(invalid="ignore"):  # where a value is none, so is its interval
         means = (sums[block:] - sums[:-block]) / block
