@@ -9,7 +9,6 @@ import typer
 from sinkbench.cli.options import place
 from sinkbench.cli.output import Document, Format, FormatOption, print_table, show
 from sinkbench.library.comparing import check_comparison, compared
-from sinkbench.library.reading import runs_of
 
 if TYPE_CHECKING:
     from sinkbench.results.recall import RunRecall
@@ -69,6 +68,8 @@ def compare(
     difference of NLLs. A run parts from the baseline where its NLL over 256
     tokens is 0.05 nats above; it fails where it is 0.5 nats above the best.
     """
+    from sinkbench.library.reading import runs_of
+
     span = check_comparison(by, ngram, tokens, key_tokens)
     document, recalled = compared(runs_of(runs), baseline, by, ngram, span, key_tokens)
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sinkbench.results.table import Cell, Table
+if TYPE_CHECKING:
+    from sinkbench.results.table import Cell, Table
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,11 @@ class Document:
         notes: lines to read beside the tables.
     """
 
-    tables: Sequence[Table]
+    tables: "Sequence[Table]"
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
-    def joined(self) -> tuple[list[str], list[dict[str, Cell]]]:
+    def joined(self) -> "tuple[list[str], list[dict[str, Cell]]]":
         """All tables as one: the names of its columns, and its rows."""
         first, *others = self.tables
         names, rows = first.names(), first.records()
