@@ -74,13 +74,23 @@ def check_comparison(
     for name, value in (("--ngram", ngram), ("--tokens", tokens)):
         if value is not None and by != RECALL_DISTANCE:
             raise UserError(f"{name} needs --by recall-distance")
-    if ngram is not None and (not isinstance(ngram, int) or ngram < 2):
-        raise UserError(f"--ngram is {ngram}: give 2 or more")
+    checked_ngram(ngram)
     if key_tokens is not None and by is not None:
         raise UserError("--key-tokens is a comparison of its own: leave out --by")
     if key_tokens is not None and (isinstance(key_tokens, str) or len(key_tokens) != 2):
         raise UserError(f"--key-tokens takes the names of two runs (got {key_tokens!r})")
     return tokens_between(tokens)
+
+
+def checked_ngram(ngram: int | None) -> int:
+    """How many tokens have to come again: pairs where nothing is said.
+
+    Raises:
+        UserError: fewer than two.
+    """
+    if ngram is not None and (not isinstance(ngram, int) or ngram < 2):
+        raise UserError(f"--ngram is {ngram}: give 2 or more")
+    return 2 if ngram is None else ngram
 
 
 def tokens_between(given: str | Span | None) -> Span:
@@ -127,13 +137,24 @@ def compared(
             return _over_key_tokens(runs, *key_tokens), []
         chosen = choose_baseline(list(runs.values()), baseline)
         if by == RECALL_DISTANCE:
-            return _by_recall(runs, chosen, 2 if ngram is None else ngram, span)
+            return _by_recall(runs, chosen, checked_ngram(ngram), span)
         if by == BUDGET:
             return _by_budget(runs, chosen), []
         return _whole(runs, chosen), []
 
 
-def _needed(chosen: "Baseline", what: str) -> "Run":
+def needed(runs: "Mapping[str, Run]", asked: str | None, what: str) -> "Run":
+    """The baseline of ``what``, which cannot be without one.
+
+    Raises:
+        UserError: there is none.
+    """
+    from sinkbench.results.baseline import choose_baseline
+
+    return _run_of(choose_baseline(list(runs.values()), asked), what)
+
+
+def _run_of(chosen: "Baseline", what: str) -> "Run":
     if chosen.run is None:
         raise UserError(f"{what} needs a baseline: {chosen.why}")
     return chosen.run
@@ -153,7 +174,7 @@ def _by_recall(
     from sinkbench.results.presented import recall_runs_table, recall_table
     from sinkbench.results.recall import recall_by_distance
 
-    baseline = _needed(chosen, "--by recall-distance")
+    baseline = _run_of(chosen, "--by recall-distance")
     recalled = recall_by_distance(found, baseline, ngram, span)
     tables = [recall_table(recalled, baseline.name, ngram), recall_runs_table(recalled)]
     return Document(tables, {"baseline": baseline.name, "ngram": ngram}, [chosen.why]), list(recalled)
@@ -163,8 +184,8 @@ def _by_budget(found: "dict[str, Run]", chosen: "Baseline") -> Document:
     from sinkbench.results.frontier import budgets
     from sinkbench.results.presented import budget_table
 
-    baseline = _needed(chosen, "--by budget")
-    table = budget_table(budgets(found, baseline.name), baseline.name)
+    baseline = _run_of(chosen, "--by budget")
+    table = budget_table(budgets(found, baseline), baseline)
     return Document([table], {"baseline": baseline.name}, [chosen.why, *table.notes])
 
 

@@ -2,13 +2,15 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkbench.errors import UserError
-from sinkbench.results.columns import RETENTION
+from sinkbench.library.comparing import Span, checked_ngram, needed, tokens_between
+from sinkbench.results.columns import FRONTIER, OWN_FIGURES, RECALL, RETENTION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,6 +28,9 @@ def plot(
     title: str | None = None,
     log_perplexity_limit: float = LOG_PERPLEXITY_LIMIT,
     skip_first: int = SKIP_FIRST,
+    baseline: str | None = None,
+    ngram: int | None = None,
+    tokens: str | Span | None = None,
     output: str | Path | None = None,
     show: bool = False,
 ) -> "Figure | tuple[Figure, ...]":
@@ -33,16 +38,20 @@ def plot(
 
     Args:
         output_dir: a folder or files of runs, or runs that are at hand.
-        features: the first on the left axis, each further one on its own right axis; ``retention`` is a figure of its
-            own, of runs with ``trace=True``.
+        features: the first on the left axis, each further one on its own right axis. Figures of their own:
+            ``retention``, which tokens are held, of runs with ``trace=True``; ``recall``, the loss by how many tokens
+            back a pair was last seen; ``frontier``, the loss against what the cache holds.
         title: ``\\n`` breaks the line.
         log_perplexity_limit: the highest log perplexity shown; 0 for no limit.
         skip_first: rows of each run not to draw: perplexity is unstable at first.
+        baseline: of recall and frontier, as of :func:`sinkbench.compare`.
+        ngram: of recall, likewise.
+        tokens: of recall, likewise.
         output: a .png, .svg or .pdf to write it to. The command line always writes one.
         show: whether to open a window too.
 
     Returns:
-        A figure of matplotlib, which a notebook shows; with ``retention`` beside other features, two.
+        A figure of matplotlib, which a notebook shows; with figures of their own beside other features, several.
 
     Raises:
         UserError: an unknown feature, or nothing to draw.
@@ -52,67 +61,117 @@ def plot(
     from sinkbench.library.reading import runs_of
     from sinkbench.results import figures
 
-    chosen = [features] if isinstance(features, str) else list(features)
-    checked_features(chosen)
+    asked = asked_figures([features] if isinstance(features, str) else list(features), baseline, ngram, tokens)
     path = None if output is None else Path(output)
     if path is not None:
         figures.check_format(path)
     with np.errstate(all="ignore"):  # what is no number is not drawn
-        drawn, notes = drawn_of(runs_of([output_dir]), chosen, title, log_perplexity_limit, skip_first)
+        drawn, notes = drawn_of(runs_of([output_dir]), asked, title, log_perplexity_limit, skip_first)
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if path is not None:
-        for name, figure in drawn.items():
-            figures.save(figure, path if name != RETENTION or len(drawn) == 1 else beside(path))
-    for figure in drawn.values():
+    for name, figure in drawn.items():
         figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined] # what a notebook shows
+        if path is not None:
+            figures.save(figure, path if name == asked.first else beside(path, name))
     if show:
         in_windows(list(drawn.values()), path)
     first, *others = drawn.values()
     return (first, *others) if others else first
 
 
-def checked_features(features: Sequence[str]) -> list[str]:
-    """The features of curves among ``features``, each once.
+@dataclass(frozen=True)
+class Asked:
+    """Which figures, and of what.
+
+    Attributes:
+        curves: features of the first figure; there is none where this is empty.
+        own: those that have a figure of their own.
+    """
+
+    curves: list[str]
+    own: list[str]
+    baseline: str | None
+    ngram: int
+    span: Span
+
+    @property
+    def first(self) -> str:
+        """What the first figure is called."""
+        return "_".join(self.curves or self.own[:1])
+
+
+def asked_figures(
+    features: Sequence[str], baseline: str | None = None, ngram: int | None = None, tokens: str | Span | None = None
+) -> Asked:
+    """The figures that ``features`` ask for.
 
     Raises:
-        UserError: none at all, or one that does not exist.
+        UserError: no feature, one that does not exist, or an option that none of them has.
     """
     from sinkbench.results import figures
 
-    curves = [name for name in features if name != RETENTION]
-    return figures.checked(curves) if curves or RETENTION not in features else []
+    own = list(dict.fromkeys(name for name in features if name in OWN_FIGURES))
+    curves = [name for name in features if name not in OWN_FIGURES]
+    if curves or not own:
+        curves = figures.checked(curves)
+    for option, value, names in (
+        ("--baseline", baseline, (RECALL, FRONTIER)),
+        ("--ngram", ngram, (RECALL,)),
+        ("--tokens", tokens, (RECALL,)),
+    ):
+        if value is not None and not set(own) & set(names):
+            raise UserError(f"{option} needs {' or '.join(names)} among --features")
+    return Asked(curves, own, baseline, checked_ngram(ngram), tokens_between(tokens))
 
 
 def drawn_of(
-    runs: "Mapping[str, Run]", features: Sequence[str], title: str | None, log_perplexity_limit: float, skip_first: int
+    runs: "Mapping[str, Run]", asked: Asked, title: str | None, log_perplexity_limit: float, skip_first: int
 ) -> "tuple[dict[str, Figure], list[str]]":
-    """The figures of ``runs``, by what they show, curves or retention; and lines on what they do not show.
+    """The figures of ``runs``, by what they are called; and lines on what they do not show.
 
     Raises:
-        UserError: an unknown feature, or nothing to draw.
+        UserError: nothing to draw.
     """
     from sinkbench.results import figures
 
-    curves = checked_features(features)
     strategies = {name: run.strategy for name, run in runs.items()}
     drawn, notes = {}, []
-    if curves:
+    if asked.curves:
         results = {name: run.frame for name, run in runs.items()}
-        drawn["_".join(curves)] = figures.draw(results, curves, title, log_perplexity_limit, skip_first, strategies)
-        notes += figures.left_out(results, curves, skip_first)
-    if RETENTION in features:
-        from sinkbench.results.retention import draw_retention, traces_of
+        drawn[asked.first] = figures.draw(results, asked.curves, title, log_perplexity_limit, skip_first, strategies)
+        notes += figures.left_out(results, asked.curves, skip_first)
+    for name in asked.own:
+        if name == RETENTION:
+            from sinkbench.results.retention import draw_retention, traces_of
 
-        traces, lacking = traces_of(runs)
-        drawn[RETENTION] = draw_retention(traces, strategies, title)
-        notes += lacking
+            traces, lacking = traces_of(runs)
+            drawn[name] = draw_retention(traces, strategies, title)
+            notes += lacking
+        else:
+            drawn[name] = (_recall if name == RECALL else _frontier)(runs, asked, title)
     return drawn, notes
 
 
-def beside(path: Path) -> Path:
-    """Where the figure of retention goes beside one of curves at ``path``."""
-    return path.with_stem(f"{path.stem}_{RETENTION}")
+def _recall(runs: "Mapping[str, Run]", asked: Asked, title: str | None) -> "Figure":
+    from sinkbench.results.recall import recall_by_distance
+    from sinkbench.results.recall_figure import draw_recall
+
+    baseline = needed(runs, asked.baseline, f"the feature {RECALL}")
+    found = recall_by_distance(runs, baseline, asked.ngram, asked.span)
+    return draw_recall(found, baseline.name, asked.ngram, {name: run.strategy for name, run in runs.items()}, title)
+
+
+def _frontier(runs: "Mapping[str, Run]", asked: Asked, title: str | None) -> "Figure":
+    from sinkbench.results.frontier import budgets
+    from sinkbench.results.frontier_figure import draw_frontier
+
+    baseline = needed(runs, asked.baseline, f"the feature {FRONTIER}")
+    return draw_frontier(budgets(runs, baseline), baseline.name, title)
+
+
+def beside(path: Path, name: str) -> Path:
+    """Where the figure of ``name`` goes beside one at ``path``."""
+    return path.with_stem(f"{path.stem}_{name}")
 
 
 def in_windows(shown: "Sequence[Figure]", path: Path | None) -> None:

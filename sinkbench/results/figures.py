@@ -19,7 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from sinkbench.errors import UserError
 from sinkbench.files import check_output
 from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
-from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
+from sinkbench.results.columns import MEASURES, OWN_FIGURES, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
 from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.looks import looks_of
@@ -103,7 +103,7 @@ def checked(chosen: Sequence[str]) -> list[str]:
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         wrong = f"unknown feature {', '.join(unknown)}" if unknown else "no feature"
-        raise UserError(f"{wrong}: --features takes one or more of {', '.join([*known, RETENTION])}")
+        raise UserError(f"{wrong}: --features takes one or more of {', '.join([*known, *OWN_FIGURES])}")
     return list(dict.fromkeys(chosen))
 
 

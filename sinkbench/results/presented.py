@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+from sinkbench.results.baseline import sound_length
 from sinkbench.results.frontier import Budgeted
 from sinkbench.results.key_tokens import GAIN, READ, KeyTokens
 from sinkbench.results.recall import Recalled, RunRecall
+from sinkbench.results.run import Run
 from sinkbench.results.table import Column, Table
 
 RECALL_COLUMNS = [
@@ -106,15 +108,19 @@ def key_token_table(found: Sequence[KeyTokens], long: str, short: str) -> Table:
     return Table("key_tokens", f"key tokens of {long} against {short}", columns, [list(row) for row in rows], [note])
 
 
-def budget_table(found: Sequence[Budgeted], baseline: str) -> Table:
+def budget_table(found: Sequence[Budgeted], baseline: Run) -> Table:
     """Every run by what it costs and loses."""
+    sound = sound_length(baseline)
+    up_to = (
+        f" up to the {sound:,} tokens that {baseline.name} was trained for" if sound and baseline.length > sound else ""
+    )
     columns = [
         Column("run", "run"),
         Column("strategy"),
         Column("window", "window", ",.0f"),
         Column("held_bytes", "cache (MiB)", ",.2f", 2.0**-20),
         Column("latency", "a step (ms)", ",.3f", 1e3),
-        Column("loss", f"ΔNLL to {baseline}", "+.4f", interval=True),
+        Column("loss", f"ΔNLL to {baseline.name}", "+.4f", interval=True),
         Column("kl", "KL (nats)", ".4f", interval=True),
         Column("unbeaten_by_bytes", "on the frontier (bytes)"),
         Column("unbeaten_by_latency", "on the frontier (latency)"),
@@ -124,4 +130,6 @@ def budget_table(found: Sequence[Budgeted], baseline: str) -> Table:
         for one in found
     ]
     note = "On the frontier are the runs of which no other costs no more and loses less."
-    return Table("budgets", f"cost and loss to {baseline}, by budget", columns, [list(row) for row in rows], [note])
+    return Table(
+        "budgets", f"cost and loss to {baseline.name}, by budget{up_to}", columns, [list(row) for row in rows], [note]
+    )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sinkbench.errors import UserError
+from sinkbench.results.baseline import sound_length
 from sinkbench.results.comparison import shared_rows
 from sinkbench.results.intervals import Interval
 from sinkbench.results.onset import recall_onset
@@ -186,8 +187,8 @@ def _bounds(run: Run, baseline: Run, tokens: tuple[int | None, int | None]) -> t
         first = 1 + (window_of(run) or 0)
         first = first if first < run.length else 1
     if last is None:
-        trained = baseline.number("model", "context_length") if baseline.strategy == DENSE else None
-        last = int(trained) if trained and trained > first else max(run.length, first)
+        sound = sound_length(baseline)
+        last = sound if sound and sound > first else max(run.length, first)
     return first, last
 
 

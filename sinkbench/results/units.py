@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from sinkbench.results.comparison import Comparison
 from sinkbench.results.intervals import Interval
+from sinkbench.results.record import SPELLED
 from sinkbench.results.run import Run
 from sinkbench.results.table import Column, Table
-
-SPELLED = "predicted_text"  # in a record: bytes and words of the text that the predicted tokens spell
 
 
 @dataclass(frozen=True)
@@ -20,28 +19,30 @@ class Units:
     word_perplexity: Interval | None
 
 
-def units_of(perplexity: Interval | None, tokens: int, spelled: Mapping[str, float] | None) -> Units | None:
+def units_of(perplexity: Interval | None, spelled: Mapping[str, float] | None) -> Units | None:
     """``perplexity`` per token in units of the text; ``None`` where that is not known.
 
     Args:
         perplexity: ``exp`` of the mean NLL, with its interval.
-        tokens: over which.
-        spelled: ``bytes`` and ``words`` of the text that these tokens spell.
+        spelled: ``tokens`` over which, and ``bytes`` and ``words`` of the text that these spell.
     """
-    if perplexity is None or not spelled or not tokens:
+    if perplexity is None or not spelled:
         return None
     nats = [math.log(x) if x > 0 else math.nan for x in (perplexity.value, perplexity.low, perplexity.high)]
-    total = Interval(*nats).times(float(tokens))
+    total = Interval(*nats).times(spelled["tokens"])
     words = total.times(1 / spelled["words"]).exp() if spelled["words"] else None
     return Units(total.times(1 / (math.log(2) * spelled["bytes"])), words)
 
 
 def spelled_by(run: Run) -> dict[str, float] | None:
-    """Bytes and words of the text that the run's tokens spell, as its record says; ``None`` where it does not."""
-    size, words, rows = run.number(SPELLED, "bytes"), run.number(SPELLED, "words"), run.number("rows")
-    if not size or size < 0 or words is None or words < 0 or rows != run.length:
+    """Tokens, bytes and words of the text that the run's rows predict, as its record says; ``None`` where it does not.
+
+    A record that speaks of more or fewer rows than there are says nothing.
+    """
+    found = {name: run.number(SPELLED, name) for name in ("tokens", "bytes", "words")}
+    if any(value is None or value < 0 for value in found.values()) or not found["bytes"]:
         return None
-    return {"bytes": size, "words": words}
+    return {name: value or 0.0 for name, value in found.items()} if found["tokens"] == run.length else None
 
 
 def units_table(compared: Sequence[Comparison], runs: Mapping[str, Run]) -> Table | None:
@@ -51,7 +52,7 @@ def units_table(compared: Sequence[Comparison], runs: Mapping[str, Run]) -> Tabl
     """
     tokens = compared[0].tokens
     spelled = next((size for run in runs.values() if run.length == tokens and (size := spelled_by(run))), None)
-    found = {run.name: units_of(run.perplexity, tokens, spelled) for run in compared}
+    found = {run.name: units_of(run.perplexity, spelled) for run in compared}
     if not spelled or not any(found.values()):
         return None
     columns = [

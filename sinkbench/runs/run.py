@@ -5,8 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
+from functools import cache, partial
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -17,12 +17,14 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
+from sinkbench.data.spelling import TextSize, predicted_text
 from sinkbench.data.stream import Stream, read_stream
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.results.record import SPELLED
 from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
@@ -70,6 +72,7 @@ def run(
         if work.all_there and error is not None:
             result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
         elif not work.on_record:
+            record |= work.spelled()
             _close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
@@ -85,6 +88,7 @@ class _Work:
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
         trace: what takes note of evictions.
+        size_of: the size of the text that so many rows predict; ``None`` where no tokenizer can be had.
     """
 
     config: RunConfig
@@ -98,11 +102,14 @@ class _Work:
     all_there: bool = False
     on_record: bool = False
     trace: Trace | None = None
+    size_of: Callable[[int], TextSize | None] = lambda rows: None
 
     def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
         """Everything between the opening of the files and their end."""
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
-        stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
+        tokenizer = cache(lambda: load_tokenizer(checkpoint()))
+        stream = read_stream(config.source, config.num_tokens + 1, tokenizer)
+        self.size_of = partial(_size_of, stream, tokenizer)
         if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
             self.reason = ENDED
         record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
@@ -136,12 +143,24 @@ class _Work:
         steps = engine.run(plan, tokens, writer.rows, self.trace)
         _write(steps, tokens, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
 
+    def spelled(self) -> dict[str, Any]:
+        """What the record says of the text that the rows predict; nothing where that is not known."""
+        size = self.size_of(self.result.rows) if self.result.rows else None
+        return {} if size is None else {SPELLED: asdict(size)}
+
     def keep_trace(self, error: BaseException | None) -> BaseException | None:
         """Write what was noted; ``error`` is what ended the work, and the answer what did, this among it."""
         read_so_far = error is None or (self.writer.begun and not self.all_there)
         if self.trace is None or not self.writer.rows or not read_so_far:
             return error
         return keep_trace(self.trace, self.chosen, self.writer, error)
+
+
+def _size_of(stream: Stream, tokenizer: Callable[[], Any], rows: int) -> TextSize | None:
+    """The size of the text that the first ``rows`` rows predict; ``None`` where no tokenizer can say it."""
+    with suppress(Exception):  # of a tokenizer: rows that are written do not depend on it
+        return predicted_text(tokenizer(), stream.tokens[: rows + 1].tolist(), literal=not stream.pretokenised)
+    return None
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:

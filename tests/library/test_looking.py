@@ -173,6 +173,13 @@ def test_what_is_kept_is_a_second_figure(run) -> None:
     assert isinstance(sinkbench.plot(done, "retention"), Figure)
 
 
+def test_losses_have_figures_of_their_own(run) -> None:
+    again = list(range(3, 23)) * 20  # the golden tokens are random, and never come again
+    runs = [run(experiment=name, dataset_name=again, num_tokens=300) for name in ("transformers", "windowed")]
+    recall, frontier = sinkbench.plot(runs, ["recall", "frontier"], tokens=(40, None), baseline="transformers")
+    assert all(isinstance(figure, Figure) for figure in (recall, frontier))
+
+
 def test_a_run_that_is_not_shown_is_a_warning(run) -> None:
     short, long = run(num_tokens=5, name="short"), run(name="long")
     with pytest.warns(UserWarning, match="short is not shown"):
@@ -184,6 +191,9 @@ def test_a_run_that_is_not_shown_is_a_warning(run) -> None:
     [
         ({"features": ["colour"]}, "unknown feature colour: --features takes one or more of"),
         ({"features": []}, "no feature: --features takes"),
+        ({"ngram": 3}, "--ngram needs recall among --features"),
+        ({"features": ["recall"], "ngram": 1}, "--ngram is 1: give 2 or more"),
+        ({"features": ["frontier"], "baseline": "nobody"}, "no run is called nobody"),
         ({"skip_first": 10**6}, "no run is longer than --skip-first"),
         ({"output": "a.gif"}, "cannot tell the format of a.gif: --output must end in"),
         ({"show": True, **SHOWN}, "--show found no display"),
