@@ -58,30 +58,6 @@ class Option:
     off: bool = False
 
 
-@dataclass(frozen=True)
-class Objects:
-    """What a program gave as objects (:mod:`sinkbench.library`); the options then say what these are called.
-
-    Attributes:
-        strategy: a class derived from :class:`sinkbench.strategies.Strategy`, or one with its parameters.
-        model: a loaded model of transformers.
-        tokenizer: a loaded tokenizer of transformers.
-        rows: a dataset: rows by column.
-        call: how the program asked for the run, in the place of a command line; empty where there was one.
-    """
-
-    strategy: Any = None
-    model: Any = None
-    tokenizer: Any = None
-    rows: Any = None
-    call: str = ""
-
-    @property
-    def given(self) -> list[str]:
-        """What of these there is: a record of it cannot be repeated from its options alone."""
-        return [name for name in ("strategy", "model", "tokenizer", "rows") if getattr(self, name) is not None]
-
-
 Dtype = Annotated[str, one_of(DTYPES)]
 Place = Annotated[str, one_of(POSITIONS)]
 Engine = Annotated[str, one_of(ENGINES)]
@@ -124,22 +100,46 @@ class Source:
     Attributes:
         name: a Hub id, a local file or folder, or ``kjv``.
         column: holds the text, or lists of token ids.
+        rows: the dataset itself, where a program gave it: rows by column.
         task: the configuration of a Hub dataset.
         split: which split; a local file has one, which answers to any name.
         samples: rows to read as one stream.
         revision: branch, tag or commit of a Hub dataset.
         streaming: read rows as they are needed; otherwise the split is downloaded whole, and kept for later runs.
-        rows: the dataset itself, where a program gave it: rows by column.
     """
 
     name: str
     column: str = "text"
+    rows: Any = field(default=None, hash=False, repr=False)
     task: str | None = None
     split: str = "test"
     samples: int = 1
     revision: str | None = None
     streaming: bool = True
-    rows: Any = field(default=None, hash=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a program gave as objects (:mod:`sinkbench.library`); the options then say what these are called.
+
+    Attributes:
+        strategy: a class derived from :class:`sinkbench.strategies.Strategy`, or one with its parameters.
+        model: a loaded model of transformers.
+        tokenizer: a loaded tokenizer of transformers.
+        rows: a dataset: rows by column.
+        call: how the program asked for the run, in the place of a command line; empty where there was one.
+    """
+
+    strategy: Any = None
+    model: Any = None
+    tokenizer: Any = None
+    rows: Any = None
+    call: str = ""
+
+    @property
+    def given(self) -> list[str]:
+        """What of these there is: a record of it cannot be repeated from its options alone."""
+        return [name for name in ("strategy", "model", "tokenizer", "rows") if getattr(self, name) is not None]
 
 
 class StrategyConfig(BaseModel):
@@ -286,12 +286,12 @@ class RunConfig(ModelConfig):
         return Source(
             name=self.dataset_name,
             column=self.data_column,
+            rows=self.objects.rows,
             task=self.task,
             split=self.split,
             samples=self.num_samples,
             revision=self.dataset_revision,
             streaming=self.streaming,
-            rows=self.objects.rows,
         )
 
     @property

@@ -20,10 +20,10 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".
 
 def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
     """The rows, and the commit they come from where that is one of the Hub."""
-    if source.rows is not None:
-        return _read(iter(source.rows), source), None
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
+    if source.rows is not None:
+        return _read(iter(source.rows), source), None
     path = Path(source.name).expanduser()
     _check_place(path)
     if path.is_file():

@@ -56,6 +56,9 @@ class Run:
     @property
     def perplexity(self) -> float:
         """``exp`` of the mean NLL of all tokens read; NaN where there is no row."""
+        recorded = self.number("overall_ppl")  # which counts all tokens, also where not every row was written
+        if recorded is not None:
+            return recorded
         return float(self.frame["overall_ppl"].iloc[-1]) if len(self.frame) else math.nan
 
     @property
