@@ -14,8 +14,8 @@ from torch.nn.functional import dropout
 from transformers import PreTrainedModel
 from transformers.models.bloom.modeling_bloom import BloomAttention
 from transformers.models.codegen.modeling_codegen import CodeGenAttention
+from transformers.models.falcon import modeling_falcon
 from transformers.models.falcon.modeling_falcon import FalconAttention
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb as falcon_rotary
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpt.modeling_mpt import MptAttention
 
@@ -56,7 +56,7 @@ def _falcon(module: Any, attend: Attend) -> dict[str, Callable]:
     ) -> tuple[Tensor, None]:
         query, key, value = (x.transpose(1, 2) for x in _falcon_heads(module, module.query_key_value(hidden_states)))
         if alibi is None:
-            query, key = falcon_rotary(query, key, *kwargs["position_embeddings"])
+            query, key = modeling_falcon.apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"])
         key, value = layer_past.update(key, value, module.layer_idx)
         return module.dense(_heads_last(attend(module.layer_idx, query, key, value, module.inv_norm_factor))), None
 

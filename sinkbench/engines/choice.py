@@ -20,6 +20,7 @@ def choose_engine(
     cuda_graphs: bool = True,
     chunk: int | None = None,
     note: Callable[[str], None] = lambda line: None,
+    stage: Callable[[str], None] = lambda what: None,
 ) -> Engine:
     """The engine for ``plan``.
 
@@ -28,12 +29,13 @@ def choose_engine(
         cuda_graphs: whether steps may be captured.
         chunk: tokens a forward of the parallel engine; by default chosen from the free memory.
         note: is called with a line where an engine has to go another way than it would.
+        stage: is called with what goes on before the first step.
 
     Raises:
         UserError: no such engine, or none of its kind can run the plan.
     """
     kinds: dict[str, Sequence[Engine]] = {
-        "stepwise": [*([Captured(model, note=note)] if cuda_graphs else []), Stepwise(model), Recompute(model)],
+        "stepwise": [*([Captured(model, None, note, stage)] if cuda_graphs else []), Stepwise(model), Recompute(model)],
         "parallel": [Parallel(model, chunk), Recompute(model, batched=True, chunk=chunk)],
     }
     if engine not in kinds:

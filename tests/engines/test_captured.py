@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
-from sinkbench.engines import captured as module
-from sinkbench.engines.captured import Captured, CapturedStream, refuses_rings
+from sinkbench.engines import replay as module
+from sinkbench.engines.captured import Captured, refuses_rings
 from sinkbench.engines.prefill import prefilled
+from sinkbench.engines.replay import CapturedStream
 from sinkbench.engines.stepwise import Stepwise
 
 WINDOW, SINKS = 24, 4
@@ -17,6 +18,8 @@ MODELS = {
     name: tiny.STREAMABLE[name]
     for name in ("llama", "qwen3", "gpt_neox", "gptj", "falcon-grouped", "cohere", "gemma3", "llama3")
 }
+MODELS |= tiny.ALIBI
+MODELS |= {name: tiny.STREAMABLE[name] for name in ("gemma2", "gpt_oss")}
 MODELS["mistral-sliding"] = partial(tiny.build, "mistral", sliding_window=8, **tiny.GROUPED)
 STRATEGIES = {
     "attention_sinks": {},
@@ -36,7 +39,7 @@ class Uncaptured(CapturedStream):
 
 @torch.no_grad()
 def through_rings(model, plan, tokens, start=0):
-    stream = Uncaptured(model, plan, tokens, compiled=False)
+    stream = Uncaptured(model, plan, tokens, quick=False)
     if start:
         stream.prime(prefilled(model, plan, tokens[:start]))
     nll = []
@@ -103,7 +106,7 @@ def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(nam
     monkeypatch.setattr(CapturedStream, "capture", fail)
     model, tokens, lines = MODELS[name](), tiny.tokens(60), []
     plan = plan_of(model, "attention_sinks")
-    engine = Captured(model, compiled=False, note=lines.append)
+    engine = Captured(model, quick=False, note=lines.append)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     got = torch.tensor([step.nll[0] for step in engine.run(plan, tokens, 20)])
     assert got == pytest.approx(one_by_one(model, plan, tokens)[20:], abs=2e-4)

@@ -39,10 +39,10 @@ def read(engine, plan, tokens, start=0):
     return torch.tensor([nll for step in engine.run(plan, tokens, start) for nll in step.nll])
 
 
-def captured(model, plan, tokens, start=0, compiled=False):
+def captured(model, plan, tokens, start=0, quick=False):
     """What the engine gives; skips, once the numbers are there, where it had to take the plain way."""
     lines = []
-    got = read(Captured(model, compiled, lines.append), plan, tokens, start)
+    got = read(Captured(model, quick, lines.append), plan, tokens, start)
     wanted = read(Stepwise(model), plan, tokens)[start:]
     assert got == pytest.approx(wanted, abs=1e-3)
     if lines:
@@ -58,15 +58,15 @@ def test_a_captured_graph_gives_the_numbers_of_the_plain_engine(family, strategy
 
 
 @every_family
-def test_so_does_one_that_is_compiled_before(family):
+def test_so_does_one_whose_parts_run_on_our_kernels(family):
     model, plan = admitted(family, "attention_sinks")
     captured(model, plan, tiny.tokens(LENGTH), 70, True)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_dense_graph_goes_on_when_its_cache_has_grown(compiled):
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_dense_graph_goes_on_when_its_cache_has_grown(quick):
     model, plan = admitted("llama", "transformers")
-    captured(model, plan, tiny.tokens(2500), 0, compiled)
+    captured(model, plan, tiny.tokens(2500), 0, quick)
 
 
 def test_most_rotary_families_are_captured():

@@ -1,0 +1,154 @@
+"""Parts of a model that run on kernels of ours, one token at a time, for as long as a ``with`` lasts.
+
+What a part computes is found by asking it; where our kernel does not give the same, the part stays as it is. So there
+is nothing here about families.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from sinkbench.engines.single import norm, product, rotary
+
+ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
+GELU_TANH = partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_tanh": GELU_TANH,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+
+
+@contextmanager
+def single_parts(model: PreTrainedModel) -> Iterator["Products"]:
+    """Within this context, matrices, gated feed-forward blocks, norms and rotary functions take one token quickly.
+
+    The first forward within it learns which matrices meet the same vector.
+    """
+    changed: list[nn.Module] = []
+    sources = {type(m).__module__ for m in model.modules()}
+    rotary_in = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
+    before = [getattr(source, ROTATE) for source in rotary_in]
+    products = Products()
+    try:
+        for module in model.modules():
+            forward = None if "forward" in vars(module) else _forward(module, products)
+            if forward is not None:
+                object.__setattr__(module, "forward", forward)
+                changed.append(module)
+        for source, function in zip(rotary_in, before, strict=True):
+            setattr(source, ROTATE, rotary.Turn(function))
+        yield products
+    finally:
+        for module in changed:
+            object.__delattr__(module, "forward")
+        for source, function in zip(rotary_in, before, strict=True):
+            setattr(source, ROTATE, function)
+
+
+def _forward(module: nn.Module, products: "Products") -> Callable[..., Any] | None:
+    """A quicker forward for ``module``; ``None`` where it keeps its own."""
+    if isinstance(module, nn.Linear):
+        return partial(products, module) if _multiplies(module) else None
+    activation = gated_by(module)
+    if activation is not None:
+        return partial(_gated, module, activation, module.forward)
+    found = norm.norm_of(module)
+    return partial(_normalised, found, module.forward) if found else None
+
+
+def _multiplies(module: nn.Linear) -> bool:
+    """Whether ``module`` is a matrix and a bias and nothing else, such as a quantised one."""
+    weight = module.weight
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not weight.is_contiguous():
+        return False
+    if type(module) is nn.Linear:
+        return True
+    x = torch.randn(1, 1, module.in_features, dtype=weight.dtype, device=weight.device)
+    wanted = F.linear(x, weight, module.bias)
+    try:
+        return torch.allclose(module(x), wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max()))
+    except Exception:  # it is called in another way
+        return False
+
+
+class Products:
+    """Matrices of a model, those that meet the same vector one after the other in one launch.
+
+    Which do is learnt in the first forward.
+    """
+
+    def __init__(self) -> None:
+        self.learning = True
+        self.last: tuple[Tensor, nn.Linear] | None = None  # met in the forward that is learnt from
+        self.companions: dict[nn.Linear, list[nn.Linear]] = {}  # a matrix, and those that follow it
+        self.leader: nn.Linear | None = None
+        self.ready: dict[nn.Linear, tuple[Tensor, Tensor]] = {}  # what a matrix will be asked, and its answer
+
+    def learnt(self) -> None:
+        """To be called after the first forward."""
+        self.learning, self.last = False, None
+
+    def __call__(self, module: nn.Linear, x: Tensor) -> Tensor:
+        if x.numel() != module.in_features or x.dtype != module.weight.dtype:
+            return F.linear(x, module.weight, module.bias)
+        if self.learning:
+            self._learn(module, x)
+            return F.linear(x, module.weight, module.bias)
+        asked, answer = self.ready.pop(module, (None, None))
+        if asked is x and answer is not None:
+            return answer
+        together = [module, *self.companions.get(module, ())]
+        answers = product.products(x.contiguous(), [m.weight for m in together], [m.bias for m in together])
+        shaped = [y.view(*x.shape[:-1], -1) for y in answers]
+        self.ready |= {m: (x, y) for m, y in zip(together[1:], shaped[1:], strict=True)}
+        return shaped[0]
+
+    def _learn(self, module: nn.Linear, x: Tensor) -> None:
+        if self.last is not None and self.last[0] is x and self.leader is not None:
+            with_it = self.companions[self.leader]
+            alike = (self.leader.bias is None) == (module.bias is None)
+            if len(with_it) + 1 < product.MOST and alike and module not in (self.leader, *with_it):
+                with_it.append(module)
+                return
+        self.last, self.leader = (x, module), module
+        self.companions.setdefault(module, [])
+
+
+def gated_by(module: nn.Module) -> str | None:
+    """The activation of a feed-forward block ``down(activation(gate(x)) * up(x))``; ``None`` for anything else."""
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    act = getattr(module, "act_fn", None)
+    if act is None or not all(type(part) is nn.Linear and part.bias is None for part in parts):
+        return None
+    gate, up, down = parts
+    if not all(_multiplies(part) for part in parts) or gate.weight.shape != up.weight.shape:
+        return None
+    x = torch.linspace(-6, 6, 101, device=gate.weight.device)
+    name = next((n for n, f in ACTIVATIONS.items() if torch.allclose(act(x), f(x), atol=1e-6)), None)
+    if name is None:
+        return None
+    probe = torch.randn(1, 1, gate.in_features, dtype=gate.weight.dtype, device=gate.weight.device)
+    wanted = module(probe)
+    got = F.linear(ACTIVATIONS[name](F.linear(probe, gate.weight)) * F.linear(probe, up.weight), down.weight)
+    same = isinstance(wanted, Tensor) and torch.allclose(wanted, got, rtol=1e-2, atol=1e-2 * float(got.abs().max()))
+    return name if same else None
+
+
+def _gated(module: Any, activation: str, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if x.numel() != module.gate_proj.in_features or x.dtype != module.gate_proj.weight.dtype:
+        return plain(x)
+    inner = product.gated(x.contiguous(), module.gate_proj.weight, module.up_proj.weight, activation)
+    return module.down_proj(inner.view(*x.shape[:-1], -1))
+
+
+def _normalised(found: norm.Norm, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return found(x) if x.is_contiguous() and x.dtype == found.weight.dtype else plain(x)

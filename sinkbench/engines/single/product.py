@@ -1,0 +1,122 @@
+"""Products of matrices with one vector, bound by the memory that the matrices are read from, as a Triton program.
+
+Matrices that meet the same vector are read by one launch: a short one never fills the device. A launch begins to read
+its matrices while the one before it, which makes the vector, still runs (:mod:`sinkbench.attention.kernels.overlap`).
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
+
+MOST = 3  # matrices a launch
+ROWS, DEPTH, WARPS = 4, 1024, 4  # rows that a program reads, numbers of each at a time, and with how many warps
+ACTIVATIONS = ("none", "silu", "gelu_tanh", "gelu", "relu")
+
+
+@triton.jit
+def _activated(x, KIND: tl.constexpr):
+    if KIND == "silu":
+        return x / (1.0 + tl.exp(-x))
+    if KIND == "gelu_tanh":
+        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
+        return x / (1.0 + tl.exp(-2.0 * inner))
+    if KIND == "gelu":
+        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if KIND == "relu":
+        return tl.maximum(x, 0.0)
+    return x
+
+
+@triton.jit
+def _part(weight, rows, there, begin, depth, DEPTH: tl.constexpr):
+    """Numbers of the rows from ``begin`` on."""
+    d = begin + tl.arange(0, DEPTH)
+    at = weight + rows.to(tl.int64)[:, None] * depth + d[None, :]
+    return tl.load(at, mask=there[:, None] & (d < depth)[None, :], other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _dot(part, weight, x, rows, there, depth, DEPTH: tl.constexpr):
+    """Products of the rows with ``x``, one number each, in float32; ``part`` is what was read of them already."""
+    d = tl.arange(0, DEPTH)
+    sums = part.to(tl.float32) * tl.load(x + d, mask=d < depth, other=0.0).to(tl.float32)[None, :]
+    for begin in range(DEPTH, depth, DEPTH):
+        some = tl.load(x + begin + d, mask=begin + d < depth, other=0.0).to(tl.float32)
+        sums += _part(weight, rows, there, begin, depth, DEPTH).to(tl.float32) * some[None, :]
+    return tl.sum(sums, axis=1)
+
+
+@triton.jit
+def _multiply(
+    x, out, first, second, third, first_bias, second_bias, third_bias, first_rows, second_rows, third_rows, depth,
+    BIAS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    begin_next(OVERLAP)
+    program = tl.program_id(0)
+    weight, bias, count, place = first, first_bias, first_rows, 0
+    ends = tl.cdiv(first_rows, ROWS)
+    if program >= ends:
+        program -= ends
+        weight, bias, place, count = second, second_bias, first_rows, second_rows
+        ends = tl.cdiv(second_rows, ROWS)
+        if program >= ends:
+            program -= ends
+            weight, bias, place, count = third, third_bias, first_rows + second_rows, third_rows
+    rows = program * ROWS + tl.arange(0, ROWS)
+    there = rows < count
+    part = _part(weight, rows, there, 0, depth, DEPTH)
+    wait_for_last(OVERLAP)
+    got = _dot(part, weight, x, rows, there, depth, DEPTH)
+    if BIAS:
+        got += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)
+    tl.store(out + place + rows, got.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _multiply_gated(
+    x, out, gate, up, count, depth, KIND: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr
+):  # fmt: skip
+    begin_next(OVERLAP)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    there = rows < count
+    kind = out.dtype.element_ty
+    part = _part(gate, rows, there, 0, depth, DEPTH)
+    wait_for_last(OVERLAP)
+    opened = _dot(part, gate, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
+    opened = _activated(opened, KIND).to(kind).to(tl.float32)
+    passed = _dot(_part(up, rows, there, 0, depth, DEPTH), up, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
+    tl.store(out + rows, (opened * passed).to(kind), mask=there)
+
+
+def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    """``weight @ x + bias`` for at most :data:`MOST` matrices ``(n, depth)``; ``x`` of ``depth`` numbers, any shape.
+
+    Returns:
+        A vector ``(n,)`` for each, summed in float32.
+    """
+    sizes = [weight.shape[0] for weight in weights]
+    out = x.new_empty(sum(sizes))
+    spare = MOST - len(sizes)
+    biased = biases[0] is not None
+    _multiply[(sum(triton.cdiv(size, ROWS) for size in sizes),)](
+        *(x, out, *weights, *[weights[0]] * spare),
+        *[bias if bias is not None else out for bias in biases],
+        *[out] * spare,
+        *(*sizes, *[0] * spare, weights[0].shape[1]),
+        **{"BIAS": biased, "ROWS": ROWS, "DEPTH": DEPTH, "num_warps": WARPS, **overlapping(x)},
+    )
+    return list(out.split(sizes))
+
+
+def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+    """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
+    out = x.new_empty(gate.shape[0])
+    _multiply_gated[(triton.cdiv(gate.shape[0], ROWS // 2),)](
+        *(x, out, gate, up, gate.shape[0], gate.shape[1]),
+        **{"KIND": activation, "ROWS": ROWS // 2, "DEPTH": DEPTH, "num_warps": WARPS, **overlapping(x)},
+    )
+    return out
