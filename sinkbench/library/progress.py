@@ -1,6 +1,7 @@
 """What is shown while a run goes on, and at its end."""
 
 import math
+import sys
 import time
 from dataclasses import replace
 from types import TracebackType
@@ -57,6 +58,31 @@ class Progress:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bars.stop()
+
+
+class Lines:
+    """A line on standard error at each tenth of a run, where no live one can be: in a notebook, or a file."""
+
+    def __init__(self, options: RunConfig) -> None:
+        self._options, self._tenths = options, 0
+
+    def watch(self, step: "Steps", result: "RunResult") -> None:
+        """Take note of a written row."""
+        asked = self._options.num_tokens
+        if 10 * result.rows // asked > self._tenths:
+            self._tenths = 10 * result.rows // asked
+            state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}"
+            self.note(f"{result.rows:,}/{asked:,}  {state}")
+
+    def note(self, line: str) -> None:
+        """Say a line that does not end the run."""
+        print(f"{self._options.experiment}: {line}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
 
 
 def outcome(result: "RunResult", asked: int) -> str:

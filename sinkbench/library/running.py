@@ -1,6 +1,7 @@
 """``sinkbench.run``: one strategy over one stream."""
 
 import inspect
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +41,14 @@ def run(*, tokenizer: Any = None, config: str | Path | None = None, progress: bo
 
 
 def _carried_out(wanted: RunConfig, shown: bool) -> "Run":
-    from sinkbench.library.progress import Progress
+    from sinkbench.library.progress import Lines, Progress
     from sinkbench.models.given import as_loaded
     from sinkbench.results.reading import run_at
     from sinkbench.runs import run as runs  # torch and transformers take seconds to import
 
     with as_loaded(wanted.objects.model):
         if shown:
-            with Progress(wanted) as progress:
+            with (Progress if sys.stderr.isatty() else Lines)(wanted) as progress:
                 result = runs.run(wanted, progress.watch, note=progress.note)
         else:
             result = runs.run(wanted)

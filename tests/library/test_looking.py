@@ -3,6 +3,7 @@
 import base64
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import sinkbench
 from sinkbench.cli.compare import compare as compare_command
 from sinkbench.cli.plot import plot as plot_command
 from sinkbench.cli.sweep import sweep as sweep_command
+
+from .conftest import NAMED, SIZES
 
 LLAMA_2 = DATA / "llama_2_7b"
 SHOWN = {"skip_first": 5, "log_perplexity_limit": 0}  # the golden model has random weights
@@ -47,12 +50,19 @@ def test_a_function_takes_what_its_command_takes_with_the_same_defaults(function
     assert offered(function) == offered(command)
 
 
-@pytest.fixture
-def several(run, tmp_path) -> Path:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> Path:
     """A folder with three runs."""
+    folder = tmp_path_factory.mktemp("several")
     for experiment in ("transformers", "windowed", "attention_sinks"):
-        run(experiment=experiment)
-    return tmp_path
+        sinkbench.run(**NAMED, **SIZES, experiment=experiment, output_dir=folder)
+    return folder
+
+
+@pytest.fixture
+def several(written, tmp_path) -> Path:
+    """A folder with three runs, which may be changed."""
+    return Path(shutil.copytree(written, tmp_path, dirs_exist_ok=True))
 
 
 # Read
@@ -210,8 +220,6 @@ def test_a_wrong_argument_of_plot_is_a_sentence_of_the_command(several, wrong, s
 @pytest.fixture
 def experiment(tmp_path) -> dict[str, object]:
     """What an experiment file would say."""
-    from .conftest import NAMED
-
     return {**NAMED, "experiment": ["windowed", {"name": "h2o", "recent": 4}], "window-size": [np.int64(16), 32]} | {
         "num_tokens": 40,
         "output_dir": tmp_path / "sweep",

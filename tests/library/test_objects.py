@@ -2,19 +2,21 @@
 
 import copy
 import json
+from contextlib import suppress
 from typing import Any
 
 import datasets
 import pandas as pd
 import pytest
 import torch
-from tiny import build
+from tiny import FEW, STREAMABLE, build
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModel, PreTrainedTokenizerFast
 
 import sinkbench
+from sinkbench.models.given import fingerprint
 from sinkbench.strategies import Eviction, Held, Policy, Strategy
 from sinkbench.strategies.h2o import H2O
 
@@ -82,6 +84,18 @@ def test_a_model_whose_attention_caps_its_logits_computes_them_and_is_left_as_it
     named = run(model_name_or_path=tmp_path / "gemma2", dataset_name=SMALL, name="named")
     assert given.frame.nll.to_numpy() == pytest.approx(named.frame.nll.to_numpy(), abs=1e-5)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("experiment", ["attention_sinks", "h2o"])
+def test_nothing_of_a_model_is_changed(run, family, experiment) -> None:
+    model = STREAMABLE[family]()
+    before = fingerprint(model), sorted(vars(model)), model.config.to_dict(), model.config._attn_implementation
+    for engine in ("stepwise", "parallel"):
+        with suppress(sinkbench.UserError):  # what the parallel engine refuses is left as it was too
+            run(model_name_or_path=model, dataset_name=SMALL, experiment=experiment, engine=engine, overwrite=True)
+    after = fingerprint(model), sorted(vars(model)), model.config.to_dict(), model.config._attn_implementation
+    assert after == before
 
 
 def test_a_run_of_a_model_at_hand_goes_on_with_its_weights_alone(run, llama) -> None:

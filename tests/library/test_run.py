@@ -149,8 +149,12 @@ def test_a_file_gives_what_the_call_does_not_say(run, tmp_path: Path) -> None:
 
 
 def test_progress_is_shown_where_it_is_asked_for(run, capfd) -> None:
-    assert run(progress=True).length == 60
-    assert capfd.readouterr().out == ""
+    done = run(progress=True)
+    out, lines = capfd.readouterr()
+    assert out == ""
+    assert len(lines.splitlines()) == 10
+    assert lines.splitlines()[-1].startswith("attention_sinks: 60/60  ")
+    assert lines.splitlines()[-1].endswith(f" tok/s  ppl {done.perplexity:.2f}")
 
 
 def test_folders_may_be_texts_or_paths(tmp_path: Path) -> None:
