@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sinkbench.errors import UserError
 from sinkbench.results.axes import INK
@@ -18,11 +18,11 @@ from sinkbench.results.loss_axes import (
     bars,
     draw_line_legend,
     dress_losses,
-    finite,
     legend_rows,
     line_look,
     scale_losses,
 )
+from sinkbench.results.loss_scale import cost_ticks, finite
 
 FRONTIER: dict[str, Any] = {
     "color": "#F0C75E",
@@ -90,7 +90,6 @@ def _draw(
     values = finite([bound for loss in losses.values() for bound in (loss.value, loss.low, loss.high)])
     scale_losses(ax, values or [0.0])
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     unbeaten = sorted((one for one in found if best(one)), key=lambda one: cost(one) or 0.0)
@@ -105,3 +104,4 @@ def _draw(
         ax.errorbar(x, middle, yerr=bars(y), linewidth=1.7, elinewidth=1.1, capsize=2.5, zorder=3, **line_look(look))
     dress_losses(ax)
     ax.margins(x=0.06)
+    ax.xaxis.set_major_locator(FixedLocator(cost_ticks(*ax.get_xlim())))

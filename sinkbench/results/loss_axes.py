@@ -12,26 +12,22 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from sinkbench.results.axes import GREY, INK, PALE, WIDTH, mark_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.looks import Look
-
-LINEAR = 0.5  # nats up to which an axis of losses is linear
-NEAR = 0.03  # nats around 0 in which a logarithmic one is linear
-TICKS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+from sinkbench.results.loss_scale import NEAR, is_logarithmic, tick_text, ticks
 
 
 def scale_losses(ax: Axes, values: Sequence[float]) -> bool:
     """Let ``values`` fill the y axis, which is logarithmic beyond ``NEAR`` where they are far apart; whether it is."""
     low, high = min(0.0, *values), max(0.0, *values)
-    logarithmic = max(-low, high) > LINEAR
+    logarithmic = is_logarithmic(values)
     if logarithmic:
         ax.set_yscale("symlog", linthresh=NEAR, linscale=0.6)
-        at = [0.0, *TICKS, *(-tick for tick in TICKS)]
-        ax.yaxis.set_major_locator(FixedLocator([tick for tick in at if low * 1.5 <= tick <= high * 1.5]))
+        ax.yaxis.set_major_locator(FixedLocator(ticks(values)))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.set_ylim(low * 1.3 - NEAR / 4, high * 1.3)
     else:
         room = 0.06 * (high - low or 1.0)
         ax.set_ylim(low - room, high + room)
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g}" if value else "0"))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick_text(value)))
     ax.axhline(0, color=GREY, linewidth=0.9, zorder=1)
     return logarithmic
 
@@ -85,8 +81,3 @@ def bars(losses: Sequence[Interval]) -> np.ndarray:
     """
     reach = [[loss.value - loss.low for loss in losses], [loss.high - loss.value for loss in losses]]
     return np.maximum(reach, 0.0)
-
-
-def finite(values: Sequence[float]) -> list[float]:
-    """Those of ``values`` that are numbers."""
-    return [value for value in values if np.isfinite(value)]

@@ -55,7 +55,7 @@ def recall_title(run: RunRecall, baseline: str) -> str:
     return f"{run.name}{window}: loss against {baseline}, tokens {run.first:,} to {run.last:,}{onset}{wrong}"
 
 
-def recall_summary(found: Sequence[RunRecall]) -> Table:
+def recall_summary(found: Sequence[RunRecall], baseline: str) -> Table:
     """A row a run: what it loses of tokens within its window, beyond it, and never seen before."""
     columns = [
         Column("run", "Run"),
@@ -75,7 +75,13 @@ def recall_summary(found: Sequence[RunRecall]) -> Table:
         within = run.within and run.within.loss
         losses = [run.window, run.whole.loss, within, beyond and beyond.loss]
         rows.append([run.name, *losses, *shares, run.never.loss, run.onset])
-    return Table("recall", "", columns, rows)
+    first, last = min(run.first for run in found), max(run.last for run in found)
+    notes = [
+        f"NLL minus that of {baseline}, by how many tokens back the same pair was last seen; tokens {first:,} "
+        f"to {last:,}, of each run those behind its window.",
+        "The loss sets in at the distance that parts tokens best into those that lose less and those that lose more.",
+    ]
+    return Table("recall", "Loss by recall distance (nats)", columns, rows, notes)
 
 
 def _recall_rows(run: RunRecall) -> list[list]:
@@ -115,15 +121,15 @@ def budget_table(found: Sequence[Budgeted], baseline: Run) -> Table:
         f" up to the {sound:,} tokens that {baseline.name} was trained for" if sound and baseline.length > sound else ""
     )
     columns = [
-        Column("run", "run"),
+        Column("run", "Run"),
         Column("strategy"),
-        Column("window", "window", ",.0f"),
-        Column("held_bytes", "cache (MiB)", ",.2f", 2.0**-20),
-        Column("latency", "a step (ms)", ",.3f", 1e3),
+        Column("window", "Window", ",.0f"),
+        Column("held_bytes", "Cache (MiB)", ",.2f", 2.0**-20),
+        Column("latency", "A step (ms)", ",.3f", 1e3),
         Column("loss", f"ΔNLL to {baseline.name}", "+.4f", interval=True),
         Column("kl", "KL (nats)", ".4f", interval=True),
-        Column("unbeaten_by_bytes", "on the frontier (bytes)"),
-        Column("unbeaten_by_latency", "on the frontier (latency)"),
+        Column("unbeaten_by_bytes", "On the frontier (bytes)"),
+        Column("unbeaten_by_latency", "On the frontier (latency)"),
     ]
     rows = [
         [one.name, one.strategy, one.window, one.held, one.latency, one.loss, one.kl, one.best, one.fastest]
@@ -131,5 +137,5 @@ def budget_table(found: Sequence[Budgeted], baseline: Run) -> Table:
     ]
     note = "On the frontier are the runs of which no other costs no more and loses less."
     return Table(
-        "budgets", f"cost and loss to {baseline.name}, by budget{up_to}", columns, [list(row) for row in rows], [note]
+        "budgets", f"Cost and loss to {baseline.name}, by budget{up_to}", columns, [list(row) for row in rows], [note]
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DISTANCE = "recall_distance"  # a column: tokens back, 0 where the n-gram was never seen before
+BANDS = 6  # runs up to which figures show intervals
+LEAST = 8  # tokens of an octave that figures show
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,17 @@ def window_of(run: Run) -> int | None:
         return None
     window = run.number("determined_by", "strategy", "window") or run.number("options", "window_size")
     return int(window) if window and window >= 1 else None
+
+
+def drawn_octaves(run: RunRecall) -> list[Recalled]:
+    """The octaves with tokens enough for a figure."""
+    return [octave for octave in run.octaves if octave.tokens >= LEAST]
+
+
+def middle(octave: Recalled) -> float:
+    """Where on a logarithmic axis (to base 2) an octave is drawn."""
+    low, high = octave.low or 1, octave.high or 2
+    return float(np.log2(low * high) / 2)
 
 
 def _numbered(values: np.ndarray) -> np.ndarray:

@@ -17,15 +17,13 @@ from sinkbench.results.loss_axes import (
     bars,
     draw_line_legend,
     dress_losses,
-    finite,
     legend_rows,
     line_look,
     scale_losses,
 )
-from sinkbench.results.recall import Recalled, RunRecall
+from sinkbench.results.loss_scale import finite
+from sinkbench.results.recall import BANDS, LEAST, Recalled, RunRecall, drawn_octaves, middle
 
-BANDS = 6  # runs up to which the intervals are drawn
-LEAST = 8  # tokens of an octave that is drawn
 WINDOW = {"color": GREY, "linestyle": (0, (4.0, 3.0)), "linewidth": 1.2}
 
 
@@ -44,7 +42,7 @@ def draw_recall(
     Raises:
         UserError: there is nothing to draw.
     """
-    drawn = {run.name: octaves for run in found if (octaves := _drawn(run))}
+    drawn = {run.name: octaves for run in found if (octaves := drawn_octaves(run))}
     if not drawn:
         raise UserError(f"no run has {LEAST} tokens at any recall distance: the text is too short to show one")
     looks = {encodable(name): look for name, look in looks_of(strategies).items()}
@@ -70,17 +68,6 @@ def draw_recall(
     text = "\n".join(textwrap.fill(encodable(line), 90) for line in lines)
     figure.suptitle(text, fontsize=14, color=INK, parse_math=False)
     return figure
-
-
-def _drawn(run: RunRecall) -> list[Recalled]:
-    """The octaves with tokens enough."""
-    return [octave for octave in run.octaves if octave.tokens >= LEAST]
-
-
-def middle(octave: Recalled) -> float:
-    """Where on a logarithmic axis (to base 2) an octave is drawn."""
-    low, high = octave.low or 1, octave.high or 2
-    return float(np.log2(low * high) / 2)
 
 
 def _set_axes(ax: Axes, drawn: Sequence[list[Recalled]], never: Sequence[Recalled]) -> None:
