@@ -10,7 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import sinkbench
 from sinkbench.signals import handed_on
+
+from .conftest import NAMED
 
 
 @pytest.fixture
@@ -51,6 +54,17 @@ def test_the_rows_so_far_are_kept_and_a_resumed_run_ends_as_an_undisturbed_one(r
     assert done.record["sessions"][0]["exit_reason"] == "interrupted (SIGINT)"
     whole = run(num_tokens=250, dtype="float32", output_dir=tmp_path / "whole")
     assert done.frame.nll.to_numpy() == pytest.approx(whole.frame.nll.to_numpy(), abs=2e-4)
+
+
+def test_a_sweep_ends_with_the_run_that_was_cut_and_the_same_call_goes_on(interrupting, tmp_path) -> None:
+    experiment = {**NAMED, "experiment": ["attention_sinks", "windowed"], "num_tokens": 250, "output_dir": tmp_path}
+    interrupting(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        sinkbench.sweep(experiment)
+    assert sinkbench.read(tmp_path / "attention_sinks.csv").exit_reason == "interrupted (SIGINT)"
+    assert not (tmp_path / "windowed.csv").exists()
+    assert list(sinkbench.sweep(experiment).exit_reason) == ["finished", "finished"]
+    assert len(sinkbench.read(tmp_path / "attention_sinks.csv").record["resumed_at"]) == 1
 
 
 def test_a_handler_of_the_callers_gets_the_signal_behind_the_run(run, interrupting) -> None:
