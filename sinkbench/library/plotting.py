@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from sinkbench.config import configured
 from sinkbench.errors import UserError
+from sinkbench.library.asking import plain
 from sinkbench.library.comparing import Span, checked_ngram, needed, tokens_between
 from sinkbench.results.columns import FRONTIER, OWN_FIGURES, RECALL, RETENTION
+from sinkbench.validation import File, Flag, Heat, SizeOrZero, Text, must
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,12 +66,19 @@ def plot(
     from sinkbench.library.reading import runs_of
     from sinkbench.results import figures
 
-    asked = asked_figures([features] if isinstance(features, str) else list(features), baseline, ngram, tokens)
-    path = None if output is None else Path(output)
+    given = {
+        **{"features": _several(features), "title": title, "log_perplexity_limit": log_perplexity_limit},
+        **{"skip_first": skip_first, "baseline": baseline, "output": output, "show": show},
+    }
+    arguments = configured(_Arguments, {name: plain(value) for name, value in given.items()})
+    asked = asked_figures(arguments.features, baseline, ngram, tokens)
+    path = arguments.output
     if path is not None:
         figures.check_format(path)
     with np.errstate(all="ignore"):  # what is no number is not drawn
-        drawn, notes = drawn_of(runs_of([output_dir]), asked, title, log_perplexity_limit, skip_first)
+        drawn, notes = drawn_of(
+            runs_of([output_dir]), asked, title, arguments.log_perplexity_limit, arguments.skip_first
+        )
     for note in notes:
         warnings.warn(note, stacklevel=2)
     for name, figure in drawn.items():
@@ -77,6 +89,24 @@ def plot(
         in_windows(list(drawn.values()), path)
     first, *others = drawn.values()
     return (first, *others) if others else first
+
+
+class _Arguments(BaseModel):
+    """What :func:`plot` takes beside the runs and what belongs to recall."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    features: Annotated[list[str], must("names of features")]
+    title: Annotated[str, must("a text")] | None
+    log_perplexity_limit: Heat
+    skip_first: SizeOrZero
+    baseline: Text | None
+    output: Annotated[File | None, Field(strict=False)]
+    show: Flag
+
+
+def _several(features: Any) -> Any:
+    return [features] if isinstance(features, str) else list(features) if isinstance(features, Sequence) else features
 
 
 @dataclass(frozen=True)

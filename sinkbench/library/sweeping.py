@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from sinkbench.config import Objects, RunConfig
+from pydantic import BaseModel, ConfigDict, Field
+
+from sinkbench.config import Objects, RunConfig, configured
 from sinkbench.errors import UserError
 from sinkbench.library.asking import called, plain
 from sinkbench.signals import check, handed_on
+from sinkbench.validation import Flag, Folder, SizeOrZero, one_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,36 +84,43 @@ def sweep(
         UserError: what is wrong with the experiment, or with an argument.
         KeyboardInterrupt: at Ctrl-C; what is finished stays, and the same call goes on.
     """
-    if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher must be one of {', '.join(LAUNCHERS)} (got {launcher!r})")
-    if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
-        raise UserError(f"--retries must be an integer of at least 0 (got {retries!r})")
-    said = {"file": file, "output_dir": output_dir, "retries": retries, "launcher": launcher}
-    call = called("sweep", {name: value for name, value in said.items() if value is not None})
-    return handed_on(lambda: _swept(file, dry_run, output_dir, retries, launcher, overwrite, trace, call))
+    given = {
+        **{"dry_run": dry_run, "output_dir": output_dir, "retries": retries, "launcher": launcher},
+        **{"overwrite": overwrite, "trace": trace},
+    }
+    arguments = configured(_Arguments, {name: plain(value) for name, value in given.items()})
+    if not isinstance(file, str | Path | Mapping) or not str(file):
+        raise UserError(f"an experiment is a file, or a table of what it would say (got {shown(file)})")
+    call = called("sweep", {"file": file, **{name: value for name, value in given.items() if value}})
+    return handed_on(lambda: _swept(file, arguments, call))
 
 
-def _swept(
-    file: str | Path | Mapping[str, Any],
-    dry_run: bool,
-    output_dir: str | Path | None,
-    retries: int,
-    launcher: str,
-    overwrite: bool,
-    trace: bool,
-    call: str,
-) -> "pd.DataFrame":
+class _Arguments(BaseModel):
+    """What :func:`sweep` takes beside the experiment."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    dry_run: Flag
+    output_dir: Annotated[Folder | None, Field(strict=False)]
+    retries: SizeOrZero
+    launcher: Annotated[str, one_of(LAUNCHERS)]
+    overwrite: Flag
+    trace: Flag
+
+
+def _swept(file: str | Path | Mapping[str, Any], arguments: _Arguments, call: str) -> "pd.DataFrame":
     from sinkbench.sweeps.experiment import experiments, read_experiments
 
     if isinstance(file, Mapping):
-        read = experiments(Path("sweep"), {name: _listed(value) for name, value in file.items()})
+        read = experiments(Path("sweep"), {str(name): _listed(value) for name, value in file.items()})
     else:
         read = read_experiments(Path(file))
-    read, cells = cells_of(read, None if output_dir is None else Path(output_dir), overwrite, trace)
-    if dry_run:
+    read, cells = cells_of(read, arguments.output_dir, arguments.overwrite, arguments.trace)
+    if arguments.dry_run:
         return _costs(read, cells)
     cells = [cell.but(objects=Objects(call=call)) for cell in cells]
-    return _table(carried_out(read, cells, retries, launcher, Silence()), Path(read.options.output_dir))
+    plan = carried_out(read, cells, arguments.retries, arguments.launcher, Silence())
+    return _table(plan, Path(read.options.output_dir))
 
 
 def _listed(value: Any) -> Any:

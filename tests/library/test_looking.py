@@ -206,6 +206,12 @@ def test_a_run_that_is_not_shown_is_a_warning(run) -> None:
         ({"features": ["frontier"], "baseline": "nobody"}, "no run is called nobody"),
         ({"skip_first": 10**6}, "no run is longer than --skip-first"),
         ({"output": "a.gif"}, "cannot tell the format of a.gif: --output must end in"),
+        ({"features": 3}, r"--features must be names of features \(got 3\)"),
+        ({"skip_first": 1.5}, r"--skip-first must be an integer of at least 0 \(got 1.5\)"),
+        ({"log_perplexity_limit": "high"}, r"--log-perplexity-limit must be a number of at least 0 \(got "),
+        ({"title": 3}, r"--title must be a text \(got 3\)"),
+        ({"output": 3}, r"--output must be the name of a file \(got 3\)"),
+        ({"show": "yes"}, r"--show must be true or false"),
         ({"show": True, **SHOWN}, "--show found no display"),
     ],
 )
@@ -265,6 +271,8 @@ def test_a_dry_run_is_a_frame_of_costs(experiment, tmp_path) -> None:
     [
         ({"launcher": "slurm"}, "--launcher must be one of local, ray"),
         ({"retries": -1}, "--retries must be an integer of at least 0"),
+        ({"output_dir": 3}, "--output-dir must be the name of a folder"),
+        ({"dry_run": "yes"}, "--dry-run must be true or false"),
     ],
 )
 def test_a_wrong_argument_of_sweep_is_a_sentence(experiment, wrong, said) -> None:
