@@ -1,5 +1,7 @@
 """The reference of a run (``--reference``): a second strategy over the same tokens, to diverge from."""
 
+from dataclasses import replace
+
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.strategies.plan import Plan
@@ -15,7 +17,8 @@ def reference_run(config: RunConfig) -> RunConfig | None:
     alone = config.but(reference=None, kv_format="model", cuda_graphs=False)
     if config.reference is None or config.reference == config.experiment:
         return None if config.reference is None else alone
-    return alone.but(experiment=config.reference, set={}, attention_sink_size=None, positions=None)
+    objects = replace(config.objects, strategy=None)
+    return alone.but(experiment=config.reference, set={}, attention_sink_size=None, positions=None, objects=objects)
 
 
 def reference_by(config: RunConfig) -> Chosen | None:
