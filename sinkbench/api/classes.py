@@ -90,8 +90,8 @@ class SinkCache(BatchedCache):
         self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
     ) -> None:
         chosen = _chosen(attention_sink_size, attention_sink_window_size)
-        patch = Patch.to(model)
-        weakref.finalize(self, patch.release)
+        patch, wish = Patch.to(model)
+        weakref.finalize(self, patch.release, wish)
         super().__init__(model, _plan(model, chosen))
 
 
@@ -104,17 +104,15 @@ def attention_sinks(
     Raises:
         UserError: sizes that cannot be, or a model whose positions cannot stream.
     """
-    chosen = _chosen(attention_sink_size, attention_sink_window_size)
-    patch = Patch.to(model)
-    before = patch.plan
+    plan = _plan(model, _chosen(attention_sink_size, attention_sink_window_size))
+    patch, wish = Patch.to(model)
     try:
-        plan = _plan(model, chosen)
         BatchedCache(model, plan)  # refuses what cannot stream
-        patch.plan = plan
-        yield model
+        wish.plan = plan
+        with patch.keeping(wish):
+            yield model
     finally:
-        patch.plan = before
-        patch.release()
+        patch.release(wish)
 
 
 def _refuse_random(name: Any, info: dict[str, Any]) -> None:
@@ -130,11 +128,10 @@ def _plan(model: PreTrainedModel, chosen: Chosen) -> Plan:
 
 
 def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
-    patch = Patch.to(model)
     plan = _plan(model, chosen)
     if model.device.type != "meta":
         BatchedCache(model, plan)  # refuses what cannot stream
-    patch.plan = plan
+    Patch.to(model, plan)
     return model
 
 

@@ -21,6 +21,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.errors import UserError
 from sinkbench.positions.families import lasting, takes_positions
+from sinkbench.positions.frequencies import frequencies_alone
 
 Forward = Callable[..., Any]
 OURS = frozenset(
@@ -145,6 +146,7 @@ def _feed(
     sizes, apart = stretches(model, cache, n, rows)
     longest = min(cache.reach.end(max(sizes)) + max(sizes), cache.seen + n)
     with ExitStack() as stack:
+        stack.enter_context(frequencies_alone(model, fresh=True))
         stack.enter_context(lasting(model, longest))
         if apart:
             try:

@@ -5,7 +5,9 @@ strategies, and without any, live side by side.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from transformers.generation import GenerationMixin, GenerationMode
 from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
+from sinkbench.calls import LOCK, held_here, here
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import Probe
+from sinkbench.positions.frequencies import frequencies_alone
 from sinkbench.strategies import Plan
 
 MODES = (
@@ -42,47 +46,73 @@ class Method:
         return getattr(self.patch, self.name)(*args, **kwargs)
 
 
+@dataclass(eq=False)
+class Wish:
+    """Somebody who wants a model to keep what ``plan`` says; without one, only that caches that are passed in work."""
+
+    plan: Plan | None = None
+
+
 class Patch:
     """What stands before the methods of one model.
 
     Attributes:
-        plan: what a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours.
-        holders: how many want it to stay.
+        wishes: of all who want it to stay, in the order in which they came.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.plan: Plan | None = None
-        self.holders = 0
-        names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
-        self._before = {name: vars(model).get(name) for name in names}
-        for name in names:
-            object.__setattr__(model, name, Method(self, name))
+        self.wishes: list[Wish] = []
+        self.names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
+        self._before: dict[str, Any] = {}
 
     @classmethod
-    def to(cls, model: PreTrainedModel) -> "Patch":
+    def to(cls, model: PreTrainedModel, plan: Plan | None = None) -> tuple["Patch", Wish]:
         """What is attached to ``model``, made where there is nothing; to be released once (:meth:`release`)."""
-        method = vars(model).get("forward")
-        patch = method.patch if isinstance(method, Method) else cls(model)
-        patch.holders += 1
-        return patch
+        with LOCK:
+            method = vars(model).get("forward")
+            patch, wish = method.patch if isinstance(method, Method) else cls(model), Wish(plan)
+            patch.wishes.append(wish)
+            if not patch._before:  # also where a cache that the collector just found was the last to want it
+                patch._stand()
+        return patch, wish
 
-    def release(self) -> None:
+    def _stand(self) -> None:
+        self._before = {name: vars(self.model).get(name) for name in self.names}
+        for name in self.names:
+            object.__setattr__(self.model, name, Method(self, name))
+
+    def release(self, wish: Wish) -> None:
         """Leave the model as it was, unless somebody else still needs this."""
-        self.holders -= 1
-        if self.holders:
-            return
-        for name, before in self._before.items():
-            if not isinstance(vars(self.model).get(name), Method):
-                continue  # somebody stood another one before ours
-            if before is None:
-                object.__delattr__(self.model, name)
-            else:
-                object.__setattr__(self.model, name, before)
+        with LOCK:
+            self.wishes.remove(wish)
+            if self.wishes:
+                return
+            for name, before in self._before.items():
+                if not isinstance(vars(self.model).get(name), Method):
+                    continue  # somebody stood another one before ours
+                if before is None:
+                    object.__delattr__(self.model, name)
+                else:
+                    object.__setattr__(self.model, name, before)
+            self._before = {}
+
+    @contextmanager
+    def keeping(self, wish: Wish) -> Iterator[None]:
+        """Within this context, ``wish`` counts in this thread or task; elsewhere, the one that came last."""
+        with held_here({id(self): wish}):
+            yield
+
+    @property
+    def plan(self) -> Plan | None:
+        """What a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours."""
+        wish = here(id(self))
+        plans = [x.plan for x in tuple(self.wishes) if x.plan is not None]
+        return wish.plan if wish in self.wishes else plans[-1] if plans else None
 
     def own(self, name: str) -> Callable[..., Any]:
         """The model's method as it was before."""
-        return self._before[name] or getattr(type(self.model), name).__get__(self.model)
+        return self._before.get(name) or getattr(type(self.model), name).__get__(self.model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward through a cache of ours; its own where there is none."""
@@ -90,7 +120,8 @@ class Patch:
         given = named(own, args, kwargs)
         cache = self._cache(given)
         if cache is None:
-            return own(*args, **kwargs)
+            with frequencies_alone(self.model):
+                return own(*args, **kwargs)
         # not inference mode, whose tensors could not be written to outside of it
         with torch.inference_mode(False), torch.no_grad():
             outputs = read(self.model, own, cache, given)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +20,12 @@ from transformers.models.codegen.modeling_codegen import create_sinusoidal_posit
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
+from sinkbench.calls import LOCK
 from sinkbench.positions.alibi import Alibi
+
+Undo = Callable[[], None]
+
+_LENGTHENED: WeakKeyDictionary[PreTrainedModel, list[Undo]] = WeakKeyDictionary()  # one for each call under way
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class Family:
     """
 
     alibi: Callable[[PreTrainedModel], Alibi] | None = None
-    lengthen: Callable[[PreTrainedModel, int], Callable[[], None]] | None = None
+    lengthen: Callable[[PreTrainedModel, int], Undo] | None = None
 
 
 def _bloom_terms(model: PreTrainedModel) -> Alibi:
@@ -53,14 +59,14 @@ def _mpt_terms(model: PreTrainedModel) -> Alibi:
     return Alibi(lambda n: build_mpt_alibi_tensor(heads, n, device=device)[:, 0].float())
 
 
-def _lengthen_mpt(model: PreTrainedModel, length: int) -> Callable[[], None]:
+def _lengthen_mpt(model: PreTrainedModel, length: int) -> Undo:
     """MPT cuts its ALiBi terms from a strip of ``max_seq_len``; a longer strip has the same end."""
     config, before = model.config, model.config.max_seq_len
     config.max_seq_len = max(before, length)
     return lambda: setattr(config, "max_seq_len", before)
 
 
-def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Callable[[], None]:
+def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Undo:
     """GPT-J and CodeGen look angles up in a table of ``max_position_embeddings`` rows; more rows, same formula."""
     modules = [m for m in model.modules() if hasattr(m, "embed_positions")]
     before = [m.embed_positions for m in modules]
@@ -108,10 +114,23 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def lasting(model: PreTrainedModel, length: int) -> Iterator[None]:
-    """Within this context, position tables of ``model`` last for ``length`` positions."""
+    """Within this context, position tables of ``model`` last for ``length`` positions, or more.
+
+    A longer table is the same for whoever calls the model meanwhile; the last to leave restores it.
+    """
     lengthen = family_of(model).lengthen
-    restore = lengthen(model, length) if lengthen else lambda: None
+    if lengthen is None:
+        yield
+        return
+    with LOCK:
+        undo = _LENGTHENED.setdefault(model, [])
+        undo.append(lengthen(model, length))
     try:
         yield
     finally:
-        restore()
+        with LOCK:
+            if len(undo) > 1:
+                undo.pop()  # what the first has changed is what it was
+            else:
+                del _LENGTHENED[model]
+                undo[0]()
