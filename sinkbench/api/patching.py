@@ -20,7 +20,7 @@ from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
 from sinkbench.calls import LOCK, held_here, here
 from sinkbench.errors import UserError
-from sinkbench.positions.detection import Probe
+from sinkbench.positions.families import signature_of
 from sinkbench.positions.frequencies import frequencies_alone
 from sinkbench.strategies import Plan
 
@@ -65,6 +65,7 @@ class Patch:
         self.wishes: list[Wish] = []
         self.names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
         self._before: dict[str, Any] = {}
+        self._stands = False
 
     @classmethod
     def to(cls, model: PreTrainedModel, plan: Plan | None = None) -> tuple["Patch", Wish]:
@@ -73,11 +74,12 @@ class Patch:
             method = vars(model).get("forward")
             patch, wish = method.patch if isinstance(method, Method) else cls(model), Wish(plan)
             patch.wishes.append(wish)
-            if not patch._before:  # also where a cache that the collector just found was the last to want it
+            if not patch._stands:  # also where a cache that the collector just found was the last to want it
                 patch._stand()
         return patch, wish
 
     def _stand(self) -> None:
+        self._stands = True
         self._before = {name: vars(self.model).get(name) for name in self.names}
         for name in self.names:
             object.__setattr__(self.model, name, Method(self, name))
@@ -88,6 +90,7 @@ class Patch:
             self.wishes.remove(wish)
             if self.wishes:
                 return
+            self._stands = False
             for name, before in self._before.items():
                 if not isinstance(vars(self.model).get(name), Method):
                     continue  # somebody stood another one before ours
@@ -95,7 +98,6 @@ class Patch:
                     object.__delattr__(self.model, name)
                 else:
                     object.__setattr__(self.model, name, before)
-            self._before = {}
 
     @contextmanager
     def keeping(self, wish: Wish) -> Iterator[None]:
@@ -134,7 +136,7 @@ class Patch:
             if past.model is not self.model:
                 raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
             return past
-        if self.plan is None or isinstance(past, (StreamCache, Probe)):
+        if self.plan is None or isinstance(past, StreamCache):
             return None
         if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
             return None
@@ -215,7 +217,7 @@ def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """All arguments of a call by name."""
     if not args:
         return dict(kwargs)
-    signature = inspect.signature(method)
+    signature = signature_of(method)
     bound = dict(signature.bind(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sinkbench.attention import by_position, by_score, by_version
@@ -87,7 +89,12 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
 
     def attend(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
         """Answers with ``(B, H, n, D)`` for queries ``(B, H, n, D)`` of layer ``index``, just after its update."""
-        layer, scores = cache.layers[index], Scores(scale, alibi=alibi, **special)
+        layer, scores, wanted = cache.layers[index], Scores(scale, alibi=alibi, **special), query.dtype
+        query, key, value = (x.to(layer.values.dtype) for x in (query, key, value))  # alike, but under autocast
+        with torch.autocast(query.device.type, enabled=False):
+            return of_layer(layer, query, key, value, scores).to(wanted)
+
+    def of_layer(layer: CacheLayerMixin, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
         if isinstance(layer, ScoredLayer):
             return by_score.attend(layer, query, key, value, scores)
         if isinstance(layer, KiviLayer):

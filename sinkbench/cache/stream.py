@@ -59,13 +59,25 @@ class StreamCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As ``Cache.update``. Of keys and values that the model has copied, one is kept, and copies are answered."""
+        """As ``Cache.update``. Of keys and values that the model has copied, one is kept, and copies are answered.
+
+        Under autocast both are kept in its type, to which attentions bring them: a model may hand on keys in another
+        type than values, and gets its own types back.
+        """
+        types, device = (key_states.dtype, value_states.dtype), key_states.device.type
+        if torch.is_autocast_enabled(device) and key_states.is_floating_point():
+            lower = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(lower), value_states.to(lower)
+            self.itemsize = lower.itemsize
         layer = self.plan.layers[layer_idx]
         if self.copies == 1 or layer is None or key_states.shape[1] == layer.sizes.kv_heads:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        one = key_states[:, :: self.copies], value_states[:, :: self.copies]
-        keys, values = super().update(*one, layer_idx, *args, **kwargs)
-        return keys.repeat_interleave(self.copies, dim=1), values.repeat_interleave(self.copies, dim=1)
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        else:
+            one = key_states[:, :: self.copies], value_states[:, :: self.copies]
+            keys, values = (
+                x.repeat_interleave(self.copies, dim=1) for x in super().update(*one, layer_idx, *args, **kwargs)
+            )
+        return keys.to(types[0]), values.to(types[1])
 
     def advance(self, n: int) -> Tensor:
         """The positions at which the next ``n`` tokens are to be fed, shape ``(1, n)``, int64."""
@@ -105,7 +117,8 @@ def _needs_attention(model: PreTrainedModel, plan: Plan) -> bool:
 
 
 def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) -> list[CacheLayerMixin]:
-    native = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    left = any(layer is None for layer in plan.layers)
+    native = DynamicCache(config=model.config.get_text_config(decoder=True)).layers if left else []
     layers: list[CacheLayerMixin] = []
     governed = 0
     for index, (layer, rope) in enumerate(zip(plan.layers, ropes, strict=True)):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,6 +26,7 @@ from sinkbench.positions.alibi import Alibi
 
 Undo = Callable[[], None]
 
+_SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()  # of bound methods
 _LENGTHENED: WeakKeyDictionary[PreTrainedModel, list[Undo]] = WeakKeyDictionary()  # one for each call under way
 
 
@@ -109,7 +111,17 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether the forward of ``model`` can be told the positions of its tokens."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    return "position_ids" in signature_of(model.forward).parameters
+
+
+def signature_of(method: Callable[..., Any]) -> inspect.Signature:
+    """As ``inspect.signature``, which takes longer than a layer does: once for each function."""
+    function = getattr(method, "__func__", None)
+    if function is None:
+        return inspect.signature(method)
+    if function not in _SIGNATURES:
+        _SIGNATURES[function] = inspect.signature(method)
+    return _SIGNATURES[function]
 
 
 @contextmanager
