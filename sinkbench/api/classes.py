@@ -7,7 +7,7 @@ What ``from_pretrained`` returns is a model of transformers, whose own ``forward
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import transformers
 from transformers import PreTrainedModel
@@ -90,9 +90,24 @@ class SinkCache(BatchedCache):
         self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
     ) -> None:
         chosen = _chosen(attention_sink_size, attention_sink_window_size)
+        self._hold(model)
+        super().__init__(model, _plan(model, chosen), chosen.name)
+
+    def _hold(self, model: PreTrainedModel) -> None:
         patch, wish = Patch.to(model)
         weakref.finalize(self, patch.release, wish)
-        super().__init__(model, _plan(model, chosen))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = super().__deepcopy__(memo)
+        if twin.model is not None:
+            twin._hold(twin.model)
+        return twin
+
+    def attach(self, model: PreTrainedModel) -> None:
+        held = self.model is model
+        super().attach(model)
+        if not held:
+            self._hold(model)
 
 
 @contextmanager
@@ -104,11 +119,11 @@ def attention_sinks(
     Raises:
         UserError: sizes that cannot be, or a model whose positions cannot stream.
     """
-    plan = _plan(model, _chosen(attention_sink_size, attention_sink_window_size))
-    patch, wish = Patch.to(model)
+    chosen = _chosen(attention_sink_size, attention_sink_window_size)
+    plan = _plan(model, chosen)
+    BatchedCache(model, plan)  # refuses what cannot stream
+    patch, wish = Patch.to(model, plan, chosen.name)
     try:
-        BatchedCache(model, plan)  # refuses what cannot stream
-        wish.plan = plan
         with patch.keeping(wish):
             yield model
     finally:
@@ -131,7 +146,7 @@ def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
     plan = _plan(model, chosen)
     if model.device.type != "meta":
         BatchedCache(model, plan)  # refuses what cannot stream
-    Patch.to(model, plan)
+    Patch.to(model, plan, chosen.name)
     return model
 
 

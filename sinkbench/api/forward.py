@@ -169,6 +169,8 @@ def _feed(
                 given["position_ids"] = positions
             yield size, after, forward(**given, past_key_values=cache, use_cache=True, return_dict=True)
             begin += size
+    for layer in cache.kept if max(sizes) > 1 else ():
+        layer.settle()
 
 
 def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> tuple[list[int], bool]:

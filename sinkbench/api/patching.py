@@ -51,6 +51,7 @@ class Wish:
     """Somebody who wants a model to keep what ``plan`` says; without one, only that caches that are passed in work."""
 
     plan: Plan | None = None
+    name: str = ""
 
 
 class Patch:
@@ -68,11 +69,11 @@ class Patch:
         self._stands = False
 
     @classmethod
-    def to(cls, model: PreTrainedModel, plan: Plan | None = None) -> tuple["Patch", Wish]:
+    def to(cls, model: PreTrainedModel, plan: Plan | None = None, name: str = "") -> tuple["Patch", Wish]:
         """What is attached to ``model``, made where there is nothing; to be released once (:meth:`release`)."""
         with LOCK:
             method = vars(model).get("forward")
-            patch, wish = method.patch if isinstance(method, Method) else cls(model), Wish(plan)
+            patch, wish = method.patch if isinstance(method, Method) else cls(model), Wish(plan, name)
             patch.wishes.append(wish)
             if not patch._stands:  # also where a cache that the collector just found was the last to want it
                 patch._stand()
@@ -106,11 +107,11 @@ class Patch:
             yield
 
     @property
-    def plan(self) -> Plan | None:
-        """What a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours."""
+    def wish(self) -> Wish | None:
+        """Whose plan a cache made by the model itself keeps; ``None`` where only caches that are passed in are ours."""
         wish = here(id(self))
-        plans = [x.plan for x in tuple(self.wishes) if x.plan is not None]
-        return wish.plan if wish in self.wishes else plans[-1] if plans else None
+        plans = [x for x in tuple(self.wishes) if x.plan is not None]
+        return wish if wish in plans else plans[-1] if plans else None
 
     def own(self, name: str) -> Callable[..., Any]:
         """The model's method as it was before."""
@@ -134,14 +135,15 @@ class Patch:
         past = given.get("past_key_values")
         if isinstance(past, BatchedCache):
             if past.model is not self.model:
-                raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
+                past.attach(self.model)
             return past
-        if self.plan is None or isinstance(past, StreamCache):
+        wish = self.wish
+        if wish is None or wish.plan is None or isinstance(past, StreamCache):
             return None
         if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
             return None
         if past is None or (type(past) is DynamicCache and not past.get_seq_length()):
-            return BatchedCache(self.model, self.plan)
+            return BatchedCache(self.model, wish.plan, wish.name)
         raise UserError(
             f"{type(past).__name__} cannot keep what an attention-sink strategy says: leave past_key_values out, or "
             "pass the one that this model returned"
@@ -156,7 +158,7 @@ class Patch:
         own = self.own("generate")
         given = named(own, args, kwargs)
         ours = isinstance(given.get("past_key_values"), BatchedCache)
-        if not ours and (self.plan is None or _asked(given, "use_cache") is False):
+        if not ours and (self.wish is None or _asked(given, "use_cache") is False):
             return own(*args, **kwargs)
         self._check(given)
         return own(*args, **kwargs | {"use_cache": True})  # some configurations (MPT) turn it off
@@ -188,7 +190,7 @@ class Patch:
         """The inputs of the next forward: the part of ``input_ids`` that the cache has not seen."""
         past = kwargs.get("past_key_values")
         if not isinstance(past, BatchedCache):
-            if self.plan is None or (past is not None and past.get_seq_length()):
+            if self.wish is None or (past is not None and past.get_seq_length()):
                 own = self.own("prepare_inputs_for_generation")
                 return own(input_ids, next_sequence_length=next_sequence_length, **kwargs)
         elif next_sequence_length is not None and next_sequence_length < 1:

@@ -38,9 +38,7 @@ class StreamCache(Cache):
 
     def __init__(self, model: PreTrainedModel, plan: Plan, trace: Trace | None = None) -> None:
         self.plan = plan
-        bounded = any(layer.policy.window is not None for layer in plan.kept)
-        # dense attention never moves a key, so any model will do
-        ropes: Sequence[Rope | None] = read_positions(model) if bounded else [None] * len(plan.layers)
+        ropes = _ropes(model, plan)
         self.position = 0  # of the next token
         self.seen = 0  # tokens fed
         self.copies = copies_of(model.config)
@@ -88,6 +86,12 @@ class StreamCache(Cache):
         self.seen += n
         return positions
 
+    def reread(self, model: PreTrainedModel) -> None:
+        """Take positions from ``model`` again: those that were pickled do not know it."""
+        for layer, rope in zip(self.layers, _ropes(model, self.plan), strict=True):
+            if isinstance(layer, StripLayer | ScoredLayer):
+                layer.rope = rope
+
     def _rebase(self) -> None:
         held = min(max(layer.held for layer in self.kept), self.reach.window or self.position)
         for layer in self.kept:
@@ -103,6 +107,12 @@ class StreamCache(Cache):
     def nbytes(self) -> int:
         """Bytes of keys and values held for the next step, of one stream over all layers."""
         return int(bytes_held(self.plan, self.itemsize, self.seen))
+
+
+def _ropes(model: PreTrainedModel, plan: Plan) -> Sequence[Rope | None]:
+    bounded = any(layer.policy.window is not None for layer in plan.kept)
+    # dense attention never moves a key, so any model will do
+    return read_positions(model) if bounded else [None] * len(plan.layers)
 
 
 def _needs_attention(model: PreTrainedModel, plan: Plan) -> bool:

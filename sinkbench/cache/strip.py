@@ -157,7 +157,7 @@ class StripLayer(CacheLayerMixin):
 
     def settle(self) -> None:
         """Give back the room that only many tokens at a time need."""
-        if self.end > self.start:
+        if self.end > self.start and self.keys.shape[2] > self._needed(1):
             self._lay_back(self.keys, self.values, self._needed(1))
 
     def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
@@ -190,6 +190,13 @@ class StripLayer(CacheLayerMixin):
     def held(self) -> int:
         """Entries kept for the next step, sinks among them."""
         return self.end - self.start + (self.policy.sinks if self.sinks is not None else 0)
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Keys and values kept for the next step, each ``(B, H, held, D)``, in text order."""
+        keys, values = (x[:, :, self.start : self.end] for x in (self.keys, self.values))
+        if self.sinks is None:
+            return keys, values
+        return torch.cat((self.sinks.keys.to(keys.dtype), keys), 2), torch.cat((self.sinks.values, values), 2)
 
     def get_seq_length(self) -> int:
         return self.held
