@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> "Any":
     """The drop-in API, imported when it is asked for: transformers takes seconds, ``sinkbench --help`` should not."""
-    if name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
+    own = ("SinkCache", "attention_sinks", "AutoTokenizer", "AttentionSinkKVCache")
+    if name in own or name.endswith(("ForCausalLM", "Model", "ForQuestionAnswering", "Classification")):
         from sinkbench.api import classes as api
 
         value = getattr(api, name) if hasattr(api, name) else api.loader(name)

@@ -4,10 +4,12 @@ Three attributes of the instance stand before its methods; classes are never tou
 strategies, and without any, live side by side.
 """
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -32,6 +34,9 @@ MODES = (
 )
 
 
+GENERATING = ("generate", "prepare_inputs_for_generation", "init_continuous_batching")
+
+
 class Method:
     """Stands before the method ``name`` of a model; it looks like that method to ``inspect``."""
 
@@ -41,6 +46,10 @@ class Method:
     @property
     def __wrapped__(self) -> Callable[..., Any]:
         return self.patch.own(self.name)
+
+    @property
+    def __code__(self) -> CodeType:
+        return self.__wrapped__.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return getattr(self.patch, self.name)(*args, **kwargs)
@@ -64,7 +73,7 @@ class Patch:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.wishes: list[Wish] = []
-        self.names = ["forward"] + (["generate", "prepare_inputs_for_generation"] if _generates(model) else [])
+        self.names = ["forward", *(GENERATING if isinstance(model, GenerationMixin) else ())]
         self._before: dict[str, Any] = {}
         self._stands = False
 
@@ -120,6 +129,8 @@ class Patch:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward through a cache of ours; its own where there is none."""
         own = self.own("forward")
+        if kwargs.get("use_cache") is False and torch.compiler.is_compiling():
+            return own(*args, **kwargs)  # nothing here that torch.export would have to follow
         given = named(own, args, kwargs)
         cache = self._cache(given)
         if cache is None:
@@ -140,7 +151,7 @@ class Patch:
         wish = self.wish
         if wish is None or wish.plan is None or isinstance(past, StreamCache):
             return None
-        if given.get("use_cache") is False or (self.model.training and torch.is_grad_enabled()):
+        if _turned_off(self.model, given) or (self.model.training and torch.is_grad_enabled()):
             return None
         if past is None or (type(past) is DynamicCache and not past.get_seq_length()):
             return BatchedCache(self.model, wish.plan, wish.name)
@@ -158,10 +169,41 @@ class Patch:
         own = self.own("generate")
         given = named(own, args, kwargs)
         ours = isinstance(given.get("past_key_values"), BatchedCache)
-        if not ours and (self.wish is None or _asked(given, "use_cache") is False):
+        asked = self._uses_cache(given)
+        if not ours and (self.wish is None or asked is False):
             return own(*args, **kwargs)
         self._check(given)
-        return own(*args, **kwargs | {"use_cache": True})  # some configurations (MPT) turn it off
+        if asked is not None:
+            return own(*args, **kwargs)
+        # the model's configuration may turn it off for want of a wish (MPT)
+        settings = given.get("generation_config")
+        if settings is None:
+            return own(**given | {"use_cache": True})
+        settings = copy.copy(settings)
+        settings.use_cache = True  # there, as transformers warns of arguments beside a configuration
+        return own(**given | {"generation_config": settings})
+
+    def _uses_cache(self, given: dict[str, Any]) -> bool | None:
+        """What a call of ``generate`` says of ``use_cache``, or its configuration; ``None`` where that is no wish."""
+        if given.get("use_cache") is not None:
+            return given["use_cache"]
+        passed = getattr(given.get("generation_config"), "use_cache", None)
+        if passed is not None:
+            return passed
+        return False if self.model.generation_config.use_cache is False and not _off_by_default(self.model) else None
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused, and with it all that builds upon it: it pages keys and values by a cache of its own.
+
+        Raises:
+            UserError: always, where the model carries a strategy.
+        """
+        if self.wish is None:
+            return self.own("init_continuous_batching")(*args, **kwargs)
+        raise UserError(
+            "continuous batching (generate_batch, cache_implementation='paged') keeps all keys and values in pages of "
+            "its own, and no strategy: use generate with a padded batch, or a model loaded with transformers"
+        )
 
     def _check(self, given: dict[str, Any]) -> None:
         settings = given.get("generation_config") or self.model.generation_config
@@ -204,15 +246,18 @@ class Patch:
         )
 
 
-def _asked(given: dict[str, Any], name: str) -> Any:
-    """What a call of ``generate`` says of ``name``, itself or in its ``generation_config``."""
-    if given.get(name) is not None:
-        return given[name]
-    return getattr(given.get("generation_config"), name, None)
+def _turned_off(model: PreTrainedModel, given: dict[str, Any]) -> bool:
+    """Whether a forward is to have no cache: by its argument, else by the model's configuration."""
+    asked = given.get("use_cache")
+    config = model.config.get_text_config(decoder=True)
+    return asked is False or (
+        asked is None and getattr(config, "use_cache", None) is False and not _off_by_default(model)
+    )
 
 
-def _generates(model: PreTrainedModel) -> bool:
-    return isinstance(model, GenerationMixin)
+def _off_by_default(model: PreTrainedModel) -> bool:
+    """Whether configurations of this kind turn the cache off unless they are told otherwise, as MPT's."""
+    return getattr(type(model.config.get_text_config(decoder=True)), "use_cache", None) is False
 
 
 def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import device_of
 
 Attend = Callable[..., Tensor]
 
@@ -143,5 +144,5 @@ def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
 def mask_argument(model: PreTrainedModel) -> dict[str, Tensor]:
     """A stand-in for the mask, for MPT, which cannot do without one; it is never looked at."""
     if any(isinstance(m, MptAttention) for m in model.modules()):
-        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=model.device)}
+        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=device_of(model))}
     return {}

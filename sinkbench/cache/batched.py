@@ -19,6 +19,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import StripLayer
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.positions.bare import device_of
 from sinkbench.strategies import Plan
 
 
@@ -104,8 +105,8 @@ class BatchedCache(Cache):
         wanted = [layer.sizes for layer in self.plan.kept]
         if wanted != [sizes for sizes in layer_sizes(model.config) if sizes.kind != "state"]:
             raise UserError(f"this cache was made for a model of other layers than this {type(model).__name__}")
-        if any(group.cache.device != model.device for group in self.groups):
-            raise UserError(f"this cache lies on {self.groups[0].cache.device}, and the model on {model.device}")
+        if any(group.cache.device != device_of(model) for group in self.groups):
+            raise UserError(f"this cache lies on {self.groups[0].cache.device}, and the model on {device_of(model)}")
         self.model = model
         for group in self.groups:
             group.cache.reread(model)

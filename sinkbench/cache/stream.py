@@ -17,6 +17,7 @@ from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.strip import StripLayer, compaction_interval
 from sinkbench.cache.trace import Trace
 from sinkbench.models.sizes import copies_of
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.families import family_of
 from sinkbench.positions.reach import Reach
@@ -43,7 +44,7 @@ class StreamCache(Cache):
         self.seen = 0  # tokens fed
         self.copies = copies_of(model.config)
         super().__init__(layers=_layers(model, plan, ropes))
-        self.device, self.itemsize = model.device, model.dtype.itemsize
+        self.device, self.itemsize = device_of(model), model.dtype.itemsize
         spare = [compaction_interval(layer.policy) for layer in plan.kept if layer.policy.window is not None]
         self.reach = Reach.of(plan, [layer.rope for layer in self.kept], max(spare, default=0))
         # Where frequencies change inside the window, every step turns every key anew, from keys kept unrotated.

@@ -12,6 +12,7 @@ from sinkbench.attention.redirection import attending
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.head import backbone
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting, takes_positions
@@ -89,12 +90,12 @@ def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
     config = model.config.get_text_config(decoder=True)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    on_gpu = model.device.type == "cuda"
+    on_gpu = device_of(model).type == "cuda"
     most = most_at_once(plan, on_gpu)
     a_token = bytes_at_once(
         plan, config.hidden_size, inner, config.num_attention_heads, torch.finfo(model.dtype).bits // 8, most
     )
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device_of(model))[0] if on_gpu else psutil.virtual_memory().available
     return fitting(a_token, free, most)
 
 

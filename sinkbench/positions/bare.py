@@ -8,17 +8,24 @@ from functools import partial
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import nn
-
-OFFLOADED = "_hf_hook"  # Accelerate's, without which weights that lie elsewhere are not there
 
 
 def bare(model: nn.Module) -> Any:
     """``model`` again: the same tensors, in modules of its own."""
     twin = _twin(model)
-    if OFFLOADED not in vars(model):
-        vars(twin).pop("forward", None)  # what prepares a model for mixed precision, or for a strategy, and calls it
+    vars(twin).pop("forward", None)  # what prepares a model for mixed precision, or for a strategy, and calls it
     return twin
+
+
+def device_of(model: Any) -> torch.device:
+    """Where ``model`` computes, also where its weights lie elsewhere between two calls, as Accelerate offloads them."""
+    if model.device.type != "meta":
+        return model.device
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
+    return next((torch.device(device) for device in devices if device is not None), model.device)
 
 
 def _twin(module: nn.Module) -> nn.Module:

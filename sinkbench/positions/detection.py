@@ -17,7 +17,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkbench.errors import UserError
-from sinkbench.positions.bare import bare
+from sinkbench.positions.bare import bare, device_of
 from sinkbench.positions.families import family_of, takes_positions
 from sinkbench.positions.rotary import Rope, wide
 
@@ -51,7 +51,7 @@ def _facts(model: PreTrainedModel) -> str:
     """What decides how keys turn, beside the weights."""
     config = model.config.get_text_config(decoder=True)
     names = ("rope_parameters", "rotary_dim", "max_position_embeddings", "num_hidden_layers", "layer_types")
-    return repr([model.dtype, model.device, *(getattr(config, name, None) for name in names)])
+    return repr([model.dtype, device_of(model), *(getattr(config, name, None) for name in names)])
 
 
 def _read(model: PreTrainedModel) -> list[Rope | None]:
@@ -97,10 +97,12 @@ def _keys_and_values(model: PreTrainedModel, step: int) -> dict[int, tuple[Tenso
     """What each layer that keeps any has of one token at positions 0 and ``step``, each ``(2, heads, 1, dim)``."""
     cache = DynamicCache(config=model.config)
     embeddings = model.get_input_embeddings().weight[:1024]
-    loudest = embeddings.float().norm(dim=-1).argmax()  # not one that embeds as zeros, as padding does
-    token = loudest.to(model.device).expand(2, 1)
-    positions = torch.tensor([[0], [step]], device=model.device)
-    with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+    device = device_of(model)
+    offloaded, some = embeddings.is_meta, torch.tensor(len(embeddings) // 2)
+    loudest = some if offloaded else embeddings.float().norm(dim=-1).argmax()  # no zeros, as padding embeds
+    token = loudest.to(device).expand(2, 1)
+    positions = torch.tensor([[0], [step]], device=device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
         bare(model)(token, position_ids=positions, past_key_values=cache, use_cache=True)
     read = {i: (getattr(layer, "keys", None), getattr(layer, "values", None)) for i, layer in enumerate(cache.layers)}
     return {i: (keys, values) for i, (keys, values) in read.items() if keys is not None and values is not None}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sinkbench.calls import standing_in
+from sinkbench.positions.bare import device_of
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -53,11 +54,11 @@ def _frequencies(module: nn.Module) -> list[str]:
 
 def _layout(module: nn.Module, kind: str, model: PreTrainedModel) -> Layout | None:
     """How ``module`` lays out its answer for layers of ``kind``; ``None`` where that is not understood."""
-    positions = torch.tensor([[0, 3]], device=model.device)
+    positions = torch.tensor([[0, 3]], device=device_of(model))
     try:
         with torch.no_grad():
             output = module(
-                torch.zeros(1, 2, 1, dtype=model.dtype, device=model.device), positions, *filter(None, [kind])
+                torch.zeros(1, 2, 1, dtype=model.dtype, device=device_of(model)), positions, *filter(None, [kind])
             )
     except Exception:  # a module that is called in another way: its angles are left as they are
         return None

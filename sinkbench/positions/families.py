@@ -23,6 +23,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from sinkbench.calls import LOCK
 from sinkbench.positions.alibi import Alibi
+from sinkbench.positions.bare import device_of
 
 Undo = Callable[[], None]
 
@@ -45,19 +46,19 @@ class Family:
 
 
 def _bloom_terms(model: PreTrainedModel) -> Alibi:
-    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, device_of(model)
     return Alibi(lambda n: bloom_alibi(torch.ones(1, n, device=device), heads, dtype)[:, 0].float())
 
 
 def _falcon_terms(model: PreTrainedModel) -> Alibi:
-    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, device_of(model)
     scale = 1 / math.sqrt(model.config.hidden_size // heads)  # Falcon scales the sum of score and term
     ones = lambda n: torch.ones(1, n, device=device, dtype=torch.long)  # noqa: E731
     return Alibi(lambda n: falcon_alibi(ones(n), heads, dtype)[:, 0].float() * scale)
 
 
 def _mpt_terms(model: PreTrainedModel) -> Alibi:
-    heads, device = model.config.num_attention_heads, model.device
+    heads, device = model.config.num_attention_heads, device_of(model)
     return Alibi(lambda n: build_mpt_alibi_tensor(heads, n, device=device)[:, 0].float())
 
 
