@@ -28,6 +28,7 @@ FUNCTIONS = {
     "plot": "library.plotting",
     "UserError": "errors",
 }
+CLASSES = ("SinkCache", "attention_sinks", "AutoTokenizer", "AttentionSinkKVCache")
 
 
 def __getattr__(name: str) -> "Any":
@@ -36,7 +37,7 @@ def __getattr__(name: str) -> "Any":
         from importlib import import_module
 
         value = getattr(import_module(f"sinkbench.{FUNCTIONS[name]}"), name)
-    elif name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
+    elif name in CLASSES or name.endswith(("ForCausalLM", "Model", "ForQuestionAnswering", "Classification")):
         from sinkbench.api import classes as api
 
         value = getattr(api, name) if hasattr(api, name) else api.loader(name)
@@ -47,4 +48,4 @@ def __getattr__(name: str) -> "Any":
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *FUNCTIONS, "SinkCache", "attention_sinks"])
+    return sorted({*globals(), *FUNCTIONS, *CLASSES})
