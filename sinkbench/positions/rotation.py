@@ -83,6 +83,10 @@ class Moves:
         self._last: dict[int, Move] = {}
         self._tables: dict[int, tuple[Rope, Rotation]] = {}
 
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        """Copied and pickled without what is remembered: it is of ropes that a copy does not have."""
+        return type(self), ()
+
     def move(self, rope: Rope, x: Tensor, by: int) -> Tensor:
         """``x``, of shape ``(..., T, D)``, moved by ``by`` positions."""
         last = self._last.get(id(rope))
