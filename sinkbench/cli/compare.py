@@ -1,20 +1,25 @@
 """``sinkbench compare``: what a strategy loses, over the same tokens."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sinkbench.cli.options import place
+from sinkbench.cli.options import place, tokens_between
+from sinkbench.cli.output import Document, Format, FormatOption, print_table, show
 from sinkbench.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from sinkbench.results.comparison import Comparison
-    from sinkbench.results.intervals import Interval
+    from sinkbench.results.baseline import Baseline
     from sinkbench.results.run import Run
-    from sinkbench.results.statistics import MeasureStatistics
+
+
+class By(StrEnum):
+    """What ``compare`` looks at in place of whole runs."""
+
+    recall_distance = "recall-distance"
+    budget = "budget"
 
 
 def compare(
@@ -29,6 +34,34 @@ def compare(
             "attention.",
         ),
     ] = None,
+    by: Annotated[
+        By | None,
+        typer.Option(
+            metavar="WHAT",
+            help="recall-distance: the loss by how many tokens back a pair was last seen; budget: the loss beside "
+            "what the cache holds.",
+        ),
+    ] = None,
+    ngram: Annotated[
+        int | None, typer.Option(metavar="N", help="By recall distance: of N tokens in place of pairs.")
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="By recall distance: these only; by default those behind a run's window, up to the length that a "
+            "dense baseline was trained for.",
+        ),
+    ] = None,
+    key_tokens: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            metavar="LONG SHORT",
+            help="LongPPL: perplexity of the tokens that run LONG, with a long context, predicts much better than "
+            "SHORT; names as the table has them.",
+        ),
+    ] = None,
+    form: FormatOption = Format.text,
 ) -> None:
     """Compare runs over the same tokens: perplexity, loss to dense attention or another run, where they part.
 
@@ -37,113 +70,108 @@ def compare(
     tokens is 0.05 nats above; it fails where it is 0.5 nats above the best.
     """
     import numpy as np
-    from rich.console import Console
 
-    from sinkbench.results.baseline import choose_baseline, unfit_baseline
-    from sinkbench.results.comparison import compare_runs
-    from sinkbench.results.divergence import beyond_training
-    from sinkbench.results.statistics import statistics_of
-
+    span = tokens_between(tokens)
+    _refuse(by, ngram, tokens, key_tokens)
     found = _read(runs)
     if len(found) < 2:
         raise UserError("at least two runs are needed to compare: give CSV files, or a folder that holds several")
-    frames = {name: run.frame for name, run in found.items()}
-    chosen = choose_baseline(list(found.values()), baseline)
     with np.errstate(all="ignore"):  # what is no number shows as such
-        compared, measures = compare_runs(frames, chosen.name), statistics_of(frames)
-    console = Console()
-    console.print(summary(compared, chosen.name))
-    typer.echo(chosen.why)
-    unfit = [unfit_baseline(chosen.run, run) for run in compared if chosen.run and run.name == chosen.name]
-    unfit += dict.fromkeys(beyond_training(run.record, compared[0].tokens) for run in found.values())
-    for warning in filter(None, unfit):
-        typer.echo(f"warning: {warning}")
-    for measured in measures:
-        typer.echo(f"\n{_title(measured)}")
-        console.print(measure_summary(measured))
+        if key_tokens is not None:
+            _over_key_tokens(found, key_tokens, form)
+            return
+        from sinkbench.results.baseline import choose_baseline
+
+        chosen = choose_baseline(list(found.values()), baseline)
+        if by is By.recall_distance:
+            _by_recall(found, chosen, 2 if ngram is None else ngram, span, form)
+        elif by is By.budget:
+            _by_budget(found, chosen, form)
+        else:
+            from sinkbench.cli.comparing import compare_whole
+
+            compare_whole(found, chosen, form)
+
+
+def _refuse(by: By | None, ngram: int | None, tokens: str | None, key_tokens: tuple[str, str] | None) -> None:
+    """Refuse options that do nothing together, and n-grams that are none."""
+    recall = by is By.recall_distance
+    for name, value in (("--ngram", ngram), ("--tokens", tokens)):
+        if value is not None and not recall:
+            raise UserError(f"{name} needs --by recall-distance")
+    if ngram is not None and ngram < 2:
+        raise UserError(f"--ngram is {ngram}: give 2 or more")
+    if key_tokens is not None and by is not None:
+        raise UserError("--key-tokens is a comparison of its own: leave out --by")
 
 
 def _read(paths: list[Path]) -> "dict[str, Run]":
-    """Runs by their files' names, or their folders', or both, or their paths: the first that is different for all."""
+    """Runs by names that are as short as tells them apart; a file that is given twice is one run."""
     from dataclasses import replace
 
+    from sinkbench.results.naming import distinguishing_names
     from sinkbench.results.reading import read_run, read_runs
 
-    found: list[tuple[Path, Run]] = []
+    found: dict[Path, Run] = {}
     for path in dict.fromkeys(paths):
-        held = read_runs(path).values() if path.is_dir() else [read_run(path)]
-        found += [((path if path.is_dir() else path.parent) / run.name, run) for run in held]
-    places = [place for place, _ in found]
-    candidates = [
-        [place.name for place in places],
-        [place.parent.name for place in places],
-        [f"{place.parent.name}/{place.name}" for place in places],
-        [str(place) for place in places],
-    ]
-    names = next((names for names in candidates if len(set(names)) == len(names)), candidates[-1])
-    return {name: replace(run, name=name) for name, (_, run) in zip(names, found, strict=True)}
+        for run in read_runs(path).values() if path.is_dir() else [read_run(path)]:
+            found.setdefault(((path if path.is_dir() else path.parent) / run.name).resolve(), run)
+    names = distinguishing_names(list(found))
+    return {name: replace(run, name=name) for name, run in zip(names, found.values(), strict=True)}
 
 
-def summary(compared: "list[Comparison]", baseline: str | None) -> "Table":
-    """One line a run; without a baseline, what each comes to by itself."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from sinkbench.results.comparison import onset_text
-
-    spacing = compared[0].spacing
-    by_rows = f", by one row in {spacing}" if spacing > 1 else ""
-    of = f" of {compared[0].documents:,} documents" if compared[0].documents > 1 else ""
-    table = Table(title=f"over the first {compared[0].tokens:,} tokens{of}{by_rows}")
-    _add_run_column(table, [run.name for run in compared])
-    for column in ("perplexity", *((f"ΔNLL to {escape(baseline)}", "parts at") if baseline else ())):
-        table.add_column(column, justify="right", overflow="fold")
-    table.add_column("what happened")
-    for run in compared:
-        cells = [_shown(run.perplexity, ".2f")]
-        if baseline:
-            cells.append("-" if run.loss is None else f"{_shown(run.loss, '+.3f')}\n|Δ| {run.mean_difference:.4f}")
-            cells.append("-" if run.diverges is None else onset_text(run.diverges, run.spacing))
-        table.add_row(escape(run.name), *cells, _what_happened(run))
-    return table
+def _needed(chosen: "Baseline", what: str) -> "Run":
+    if chosen.run is None:
+        raise UserError(f"{what} needs a baseline: {chosen.why.removeprefix('no baseline: ')}")
+    return chosen.run
 
 
-def measure_summary(measured: "MeasureStatistics") -> "Table":
-    """One measure, one line a run."""
-    from rich.markup import escape
-    from rich.table import Table
+def _over_key_tokens(found: "dict[str, Run]", names: tuple[str, str], form: Format) -> None:
+    from sinkbench.results.key_tokens import over_key_tokens
+    from sinkbench.results.presented import key_token_table
 
-    table = Table()
-    _add_run_column(table, list(measured.runs))
-    for column in next(iter(measured.runs.values())):
-        table.add_column(column, justify="right", overflow="fold")
-    for name, statistics in measured.runs.items():
-        cells = [f"{found:.4g}" if isinstance(found, float) else _shown(found, ".4g") for found in statistics.values()]
-        table.add_row(escape(name), *cells)
-    return table
+    table = key_token_table(over_key_tokens(found, *names), *names)
+    _show_one(Document([table], {"long": names[0], "short": names[1]}, table.notes), form)
 
 
-def _title(measured: "MeasureStatistics") -> str:
-    unit = f" ({measured.unit})" if measured.unit else ""
-    better = f", {measured.measure.better} is better" if measured.measure.better else ""
-    return f"{measured.measure.label}{unit}{better}"
+def _by_recall(
+    found: "dict[str, Run]", chosen: "Baseline", ngram: int, span: tuple[int | None, int | None], form: Format
+) -> None:
+    from sinkbench.results.presented import recall_runs_table, recall_table, recall_title
+    from sinkbench.results.recall import recall_by_distance
+    from sinkbench.results.table import Table
+
+    baseline = _needed(chosen, "--by recall-distance")
+    recalled = recall_by_distance(found, baseline, ngram, span)
+    table = recall_table(recalled, baseline.name, ngram)
+    document = Document([table, recall_runs_table(recalled)], {"baseline": baseline.name, "ngram": ngram}, [chosen.why])
+
+    def people() -> None:
+        for run in recalled:
+            rows = [row[1:] for row in table.rows if row[0] == run.name]
+            part = Table(table.name, recall_title(run, baseline.name), table.columns[1:], rows)
+            print_table(part, inline=True)
+            typer.echo()
+        typer.echo(chosen.why)
+
+    show(document, form, people)
 
 
-def _add_run_column(table: "Table", names: list[str]) -> None:
-    table.add_column("run", overflow="fold", no_wrap=max(map(len, names)) <= 20)
+def _by_budget(found: "dict[str, Run]", chosen: "Baseline", form: Format) -> None:
+    from sinkbench.results.frontier import budgets
+    from sinkbench.results.presented import budget_table
+
+    baseline = _needed(chosen, "--by budget")
+    table = budget_table(budgets(found, baseline), baseline)
+    _show_one(Document([table], {"baseline": baseline.name}, [chosen.why, *table.notes]), form)
 
 
-def _shown(interval: "Interval", style: str) -> str:
-    return f"{interval.value:{style}}\n[{interval.low:{style}}, {interval.high:{style}}]".replace("[", r"\[")
+def _show_one(document: Document, form: Format) -> None:
+    """One table, and its notes below."""
 
+    def people() -> None:
+        print_table(document.tables[0])
+        for note in document.notes:
+            typer.echo(note)
 
-def _what_happened(run: "Comparison") -> str:
-    from sinkbench.results.comparison import SPARSE, onset_text
-
-    if run.spacing > SPARSE:
-        return "fails; too few rows to tell where" if run.fails else "too few rows to tell"
-    if run.breaks is not None:
-        return f"fails from token {onset_text(run.breaks, run.spacing)} on"
-    if run.diverges is not None:
-        return "holds, at a small loss"
-    return "holds"
+    show(document, form, people)

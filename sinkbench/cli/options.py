@@ -10,8 +10,9 @@ import typer
 from pydantic import BaseModel
 
 from sinkbench.config import Option, options_of
+from sinkbench.errors import UserError
 from sinkbench.strategies.registry import parse_settings
-from sinkbench.validation import checked
+from sinkbench.validation import MOST, checked
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -21,6 +22,23 @@ def place(name: str) -> Path:
     if not name:
         raise typer.BadParameter("must be a name that is not empty")
     return Path(name)
+
+
+def tokens_between(text: str | None) -> tuple[int | None, int | None]:
+    """The input lengths that ``FIRST:LAST`` names; either may be left out.
+
+    Raises:
+        UserError: it is nothing of that kind.
+    """
+    if text is None:
+        return None, None
+    first, colon, last = text.partition(":")
+    if not colon or not all(part == "" or (part.isdecimal() and part.isascii()) for part in (first, last)):
+        raise UserError(f"--tokens is {text!r}: give FIRST:LAST, such as 1025:8192")
+    found = (int(first) if first else None, int(last) if last else None)
+    if 0 in found or (found[0] or 1) > (found[1] or MOST):
+        raise UserError(f"--tokens is {text!r}: FIRST is at least 1 and LAST no less than FIRST")
+    return found
 
 
 ConfigPath = Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sinkbench.cli.options import place
+from sinkbench.cli.output import Format, FormatOption
 from sinkbench.cli.status import status_of
 from sinkbench.errors import UserError
 
@@ -41,6 +42,7 @@ def sweep(
     trace: Annotated[
         bool, typer.Option("--trace", help="Write traces, also of what is finished and has none (see sinkbench run).")
     ] = False,
+    form: FormatOption = Format.text,
 ) -> None:
     """Run every combination that an experiment file lists.
 
@@ -51,6 +53,8 @@ def sweep(
     The exit status is 1 if a run failed in the end.
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
+    if form is not Format.text and not dry_run:
+        raise UserError("--format needs --dry-run: what a sweep finds is read with sinkbench compare --format")
     from sinkbench.cli.matrix import Board, estimates
     from sinkbench.models.loading import Locator
     from sinkbench.sweeps import plan as sweeps
@@ -63,7 +67,7 @@ def sweep(
     if any(cell.trace and cell.documents for cell in cells):
         raise UserError("--documents and --trace exclude each other: a trace is of one stream")
     if dry_run:
-        estimates(read, cells)
+        estimates(read, cells, form)
         return
     folder, find = Path(read.options.output_dir), Locator()
     with _place(launcher) as place, Board(str(folder)) as board:
