@@ -12,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.cli.output import Document, Format, show
-from sinkbench.cli.progress import outcome
 from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
+from sinkbench.library.progress import outcome
 from sinkbench.results.table import Column
 from sinkbench.results.table import Table as ValueTable
 from sinkbench.runs.result import RunResult

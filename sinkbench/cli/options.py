@@ -4,17 +4,15 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
-from sinkbench.config import Option, options_of
-from sinkbench.errors import UserError
+from sinkbench.config import Option, configured, flag, options_of
 from sinkbench.strategies.registry import parse_settings
-from sinkbench.validation import MOST, checked
 
-Config = TypeVar("Config", bound=BaseModel)
+__all__ = ["ConfigPath", "configured", "flag", "place", "takes"]
 
 
 def place(name: str) -> Path:
@@ -24,32 +22,10 @@ def place(name: str) -> Path:
     return Path(name)
 
 
-def tokens_between(text: str | None) -> tuple[int | None, int | None]:
-    """The input lengths that ``FIRST:LAST`` names; either may be left out.
-
-    Raises:
-        UserError: it is nothing of that kind.
-    """
-    if text is None:
-        return None, None
-    first, colon, last = text.partition(":")
-    if not colon or not all(part == "" or (part.isdecimal() and part.isascii()) for part in (first, last)):
-        raise UserError(f"--tokens is {text!r}: give FIRST:LAST, such as 1025:8192")
-    found = (int(first) if first else None, int(last) if last else None)
-    if 0 in found or (found[0] or 1) > (found[1] or MOST):
-        raise UserError(f"--tokens is {text!r}: FIRST is at least 1 and LAST no less than FIRST")
-    return found
-
-
 ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", parser=place, metavar="FILE", help="TOML of options, for all that the line does not say."),
 ]
-
-
-def flag(name: str) -> str:
-    """How the option of this name is given on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def takes(config: type[BaseModel], helps: dict[str, str] | None = None) -> Callable[[Callable], Callable]:
@@ -117,12 +93,3 @@ def _value(given: Any, annotation: Any) -> Any:
             with suppress(ValueError):
                 return kind(given)
     return given
-
-
-def configured(config: type[Config], given: dict[str, Any]) -> Config:
-    """The configuration that a command line gives.
-
-    Raises:
-        UserError: one line that names the option.
-    """
-    return checked(config, given, lambda key: f"{flag(key)} " if key else "")

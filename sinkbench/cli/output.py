@@ -2,17 +2,20 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sinkbench.results.document import Document
 from sinkbench.results.files import encodable, json_text
 
 if TYPE_CHECKING:
     from sinkbench.results.table import Cell, Table
+
+
+__all__ = ["Document", "Format", "FormatOption", "print_table", "show"]
 
 
 class Format(StrEnum):
@@ -35,21 +38,6 @@ FormatOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Document:
-    """What a command found.
-
-    Attributes:
-        tables: by what they are about; in CSV those after the first are joined to it by their first column.
-        facts: single values, for JSON.
-        notes: lines to read beside the tables.
-    """
-
-    tables: "Sequence[Table]"
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-
-
 def show(document: Document, form: Format, people: Callable[[], None]) -> None:
     """Print a document in ``form``; for people, ``people`` does it. Notes then go to standard error.
 
@@ -70,13 +58,7 @@ def _json(document: Document) -> str:
 
 
 def _csv(document: Document) -> str:
-    first, *others = document.tables
-    names, rows = first.names(), first.records()
-    key = first.columns[0].name
-    for table in others:
-        names += [name for name in table.names() if name not in names]
-        known = {record[key]: record for record in table.records()}
-        rows = [{**row, **known.get(row[key], {})} for row in rows]
+    names, rows = document.joined()
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(names)

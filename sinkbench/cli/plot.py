@@ -1,21 +1,15 @@
 """``sinkbench plot``: the figure of all runs in a folder."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from sinkbench.cli.options import place, tokens_between
-from sinkbench.errors import UserError
-from sinkbench.results.columns import FRONTIER, OWN_FIGURES, RECALL, RETENTION, features_of
+from sinkbench.cli.options import place
+from sinkbench.library.plotting import FEATURES, LOG_PERPLEXITY_LIMIT, SKIP_FIRST
+from sinkbench.results.columns import features_of
 from sinkbench.validation import MOST
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from sinkbench.results.run import Run
 
 
 def plot(
@@ -31,17 +25,17 @@ def plot(
             "frontier, the loss against what the cache holds.",
             metavar="NAME...",
         ),
-    ] = ["perplexity", "vram"],  # noqa: B006 - typer copies it
+    ] = list(FEATURES),  # noqa: B006 - typer copies it
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="\\n breaks the line.")] = None,
     log_perplexity_limit: Annotated[
         float, typer.Option(metavar="X", help="Highest log perplexity shown; 0 for no limit.")
-    ] = 5.0,
+    ] = LOG_PERPLEXITY_LIMIT,
     skip_first: Annotated[
         int,
         typer.Option(
             min=0, max=MOST, metavar="N", help="Rows of each run not to draw: perplexity is unstable at first."
         ),
-    ] = 100,
+    ] = SKIP_FIRST,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Of recall and frontier: as of sinkbench compare."),
@@ -64,99 +58,23 @@ def plot(
     """Draw the results in a folder: perplexity, memory and latency over the input length, and what was kept."""
     import numpy as np
 
+    from sinkbench.library.plotting import asked_figures, beside, drawn_of, in_windows
     from sinkbench.results import figures
     from sinkbench.results.reading import read_runs
 
     warnings.filterwarnings("ignore", "Glyph")  # of a title or a name that the font has not: it shows as a box
 
-    own = list(dict.fromkeys(name for name in features if name in OWN_FIGURES))
-    curves = [name for name in features if name not in OWN_FIGURES]
-    if curves or not own:
-        curves = figures.checked(curves)
-    span = _checked(own, baseline, ngram, tokens)
-    path = output or output_dir / f"{'_'.join(curves or own[:1])}.png"
+    asked = asked_figures(features, baseline, ngram, tokens)
+    path = output or output_dir / f"{asked.first}.png"
     figures.check_format(path)
-    runs = read_runs(output_dir)
-    strategies = {name: run.strategy for name, run in runs.items()}
-    drawn, notes = {}, []
     with np.errstate(all="ignore"):  # what is no number is not drawn
-        if curves:
-            results = {name: run.frame for name, run in runs.items()}
-            drawn[path] = figures.draw(results, curves, title, log_perplexity_limit, skip_first, strategies)
-            notes += figures.left_out(results, curves, skip_first)
-        for name in own:
-            beside = path.with_stem(f"{path.stem}_{name}") if output else output_dir / f"{name}.png"
-            file = beside if drawn else path
-            if name == RETENTION:
-                from sinkbench.results.retention import draw_retention, traces_of
-
-                traces, lacking = traces_of(output_dir, runs)
-                drawn[file] = draw_retention(traces, strategies, title)
-                notes += lacking
-            elif name == RECALL:
-                drawn[file] = _recall(runs, baseline, 2 if ngram is None else ngram, span, title)
-            else:
-                drawn[file] = _frontier(runs, baseline, title)
+        drawn, notes = drawn_of(read_runs(output_dir), asked, title, log_perplexity_limit, skip_first)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
-    for file, figure in drawn.items():
+    for name, figure in drawn.items():
+        own = beside(path, name) if output else output_dir / f"{name}.png"
+        file = path if name == asked.first else own
         figures.save(figure, file)
         typer.echo(f"saved {file}")
     if show:
-        _show(list(drawn.values()), path)
-
-
-def _checked(
-    own: list[str], baseline: str | None, ngram: int | None, tokens: str | None
-) -> tuple[int | None, int | None]:
-    """The tokens that count for recall; options that no feature asked for has are refused."""
-    for option, value, names in (
-        ("--baseline", baseline, (RECALL, FRONTIER)),
-        ("--ngram", ngram, (RECALL,)),
-        ("--tokens", tokens, (RECALL,)),
-    ):
-        if value is not None and not set(own) & set(names):
-            raise UserError(f"{option} needs {' or '.join(names)} among --features")
-    if ngram is not None and ngram < 2:
-        raise UserError(f"--ngram is {ngram}: give 2 or more")
-    return tokens_between(tokens)
-
-
-def _needed(runs: "Mapping[str, Run]", asked: str | None, feature: str) -> "Run":
-    from sinkbench.results.baseline import choose_baseline
-
-    chosen = choose_baseline(list(runs.values()), asked)
-    if chosen.run is None:
-        raise UserError(f"the feature {feature} needs a baseline: {chosen.why.removeprefix('no baseline: ')}")
-    return chosen.run
-
-
-def _recall(
-    runs: "Mapping[str, Run]", asked: str | None, ngram: int, span: tuple[int | None, int | None], title: str | None
-) -> "Figure":
-    from sinkbench.results.recall import recall_by_distance
-    from sinkbench.results.recall_figure import draw_recall
-
-    baseline = _needed(runs, asked, RECALL)
-    found = recall_by_distance(runs, baseline, ngram, span)
-    return draw_recall(found, baseline.name, ngram, {name: run.strategy for name, run in runs.items()}, title)
-
-
-def _frontier(runs: "Mapping[str, Run]", asked: str | None, title: str | None) -> "Figure":
-    from sinkbench.results.frontier import budgets
-    from sinkbench.results.frontier_figure import draw_frontier
-
-    baseline = _needed(runs, asked, FRONTIER)
-    return draw_frontier(budgets(runs, baseline), baseline.name, title)
-
-
-def _show(shown: "list[Figure]", path: Path) -> None:
-    """A window for each figure, until they are closed."""
-    from matplotlib import pyplot
-    from matplotlib.backends.registry import BackendFilter, backend_registry
-
-    if pyplot.get_backend().lower() in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE):
-        raise UserError(f"--show found no display or no window toolkit (such as tkinter): look at {path} instead")
-    for figure in shown:
-        pyplot.figure(figure)
-    pyplot.show()
+        in_windows(list(drawn.values()), path)

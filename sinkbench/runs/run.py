@@ -307,12 +307,13 @@ def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
         "exit_reason": "running",
         "device": device_name(config.device_map),
         "versions": versions(),
-        "command": ["sinkbench", *sys.argv[1:]],
+        "command": [config.objects.call] if config.objects.call else ["sinkbench", *sys.argv[1:]],
     }
     return {
         "experiment": chosen.name,
         "engine": config.engine,
         "options": config.model_dump(mode="json"),
+        **({"objects": config.objects.given} if config.objects.given else {}),
         **session,
         "sessions": [{**session, "first_row": 1, "rows": 0, "seconds": 0.0}],
     }
