@@ -32,11 +32,12 @@ FUNCTIONS = {
 
 def __getattr__(name: str) -> "Any":
     """What is asked for, imported then: transformers takes seconds, ``sinkbench --help`` should not."""
+    own = ("SinkCache", "attention_sinks", "AutoTokenizer", "AttentionSinkKVCache")
     if name in FUNCTIONS:
         from importlib import import_module
 
         value = getattr(import_module(f"sinkbench.{FUNCTIONS[name]}"), name)
-    elif name in ("SinkCache", "attention_sinks") or name.endswith(("ForCausalLM", "Model")):
+    elif name in own or name.endswith(("ForCausalLM", "Model", "ForQuestionAnswering", "Classification")):
         from sinkbench.api import classes as api
 
         value = getattr(api, name) if hasattr(api, name) else api.loader(name)

@@ -9,6 +9,7 @@ died at which token is for the attention to find (:mod:`sinkbench.attention.scan
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -208,6 +209,16 @@ class ScoredLayer(CacheLayerMixin):
             self.ranks -= (self.ranks > self.ranks.gather(2, self.free)).long()
         if self.trace is not None:
             self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Keys and values kept for the next step, each ``(B, H, held, D)``, those of a head in no particular order."""
+        slots = torch.arange(self.present, device=self.device).expand(*self.free.shape[:2], -1)
+        kept = slots[slots != self.free].view(*slots.shape[:2], -1) if self.present > self.held else slots
+        return self.keys.gather(2, _along(kept, self.keys)), self.values.gather(2, _along(kept, self.values))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last step saw."""
+        return {name: value for name, value in vars(self).items() if name != "view"}
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""

@@ -84,6 +84,9 @@ class StripLayer(CacheLayerMixin):
                 f"{n} tokens at once do not fit a cache of {window}: feed them through a model loaded with "
                 "sinkbench.AutoModelForCausalLM, or one at a time"
             )
+        plain = not (self.sinks_in_attention or self.keys_unrotated or self.plan.format.recoded)
+        if plain and not self.seen:
+            return self._begin(key_states, value_states)
         self._make_room(key_states, value_states, n)
         position = self.end + self.offset
         rope = self.rope and self.rope.at_length(position + n)
@@ -102,6 +105,15 @@ class StripLayer(CacheLayerMixin):
         if self.keys_unrotated:
             end = position + n  # the model's frequencies are those of a sequence of this length
             keys = self._turned(keys, torch.arange(end - keys.shape[-2], end, device=self.device), end).to(values.dtype)
+        self._evict()
+        return keys, values
+
+    def _begin(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The first tokens are the strip, without a copy: a short prompt costs what it costs without a strategy."""
+        keys = _of_its_own(read_back(self.plan.format, key_states))
+        values = _of_its_own(read_back(self.plan.format, value_states))
+        self.keys, self.values = keys, values
+        self.start, self.end, self.seen = 0, keys.shape[2], keys.shape[2]
         self._evict()
         return keys, values
 
@@ -147,7 +159,7 @@ class StripLayer(CacheLayerMixin):
 
     def settle(self) -> None:
         """Give back the room that only many tokens at a time need."""
-        if self.end > self.start:
+        if self.end > self.start and self.keys.shape[2] > self._needed(1):
             self._lay_back(self.keys, self.values, self._needed(1))
 
     def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
@@ -181,6 +193,13 @@ class StripLayer(CacheLayerMixin):
         """Entries kept for the next step, sinks among them."""
         return self.end - self.start + (self.policy.sinks if self.sinks is not None else 0)
 
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Keys and values kept for the next step, each ``(B, H, held, D)``, in text order."""
+        keys, values = (x[:, :, self.start : self.end] for x in (self.keys, self.values))
+        if self.sinks is None:
+            return keys, values
+        return torch.cat((self.sinks.keys.to(keys.dtype), keys), 2), torch.cat((self.sinks.values, values), 2)
+
     def get_seq_length(self) -> int:
         return self.held
 
@@ -211,3 +230,8 @@ class StripLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._map(lambda x: x[indices.to(x.device)])
+
+
+def _of_its_own(x: Tensor) -> Tensor:
+    """``x``, copied where it is a part of something larger that it would keep in memory."""
+    return x if x.untyped_storage().nbytes() <= x.nbytes else x.clone()
