@@ -17,6 +17,7 @@ from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import LayerPlan, Policy
+from sinkbench.strategies.formats import Format
 
 BLOCK = 1024  # tokens by which an unbounded strip grows
 
@@ -50,6 +51,7 @@ class StripLayer(CacheLayerMixin):
         self.plan, self.rope = plan, rope
         self.policy = plan.policy
         self.moves = Moves()  # a cache gives all its layers one
+        self.as_computed = plan.format == Format()
         self.is_sliding = plan.sizes.kind == "sliding"
         self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
         self.start = self.end = 0  # slots of the window, without the sinks
@@ -89,9 +91,10 @@ class StripLayer(CacheLayerMixin):
             return self._begin(key_states, value_states)
         self._make_room(key_states, value_states, n)
         position = self.end + self.offset
-        rope = self.rope and self.rope.at_length(position + n)
-        key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - position)
-        value_states = read_back(self.plan.format, value_states)
+        if not self.as_computed:
+            rope = self.rope and self.rope.at_length(position + n)
+            key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - position)
+            value_states = read_back(self.plan.format, value_states)
         if self.keys_unrotated:
             key_states = self._turned(
                 key_states, -torch.arange(position, position + n, device=self.device), position + n
@@ -137,7 +140,7 @@ class StripLayer(CacheLayerMixin):
         return first
 
     def _evict(self) -> None:
-        if not self.policy.dropped(self.seen):
+        if self.policy.window is None or self.seen <= self.policy.window:
             return
         if self.sinks is None:
             count = self.policy.sinks

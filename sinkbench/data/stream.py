@@ -41,8 +41,7 @@ class Streams:
     Attributes:
         tokens: of each stream, int64, shape ``(n,)``, ``n`` at least 2.
         exhausted: whether the source had no more than these, where they are one stream.
-        pretokenised: as of a :class:`Stream`.
-        revision: as of a :class:`Stream`.
+        pretokenised: as of a :class:`Stream`; ``revision`` likewise.
         skipped: rows that are too short to predict a token of.
     """
 

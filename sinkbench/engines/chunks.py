@@ -79,12 +79,12 @@ def states_of(
     size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
 
     def each() -> Iterator[tuple[Piece, Tensor]]:
-        tokens, rows = side_by_side(streams, model.device), len(streams)
+        tokens, rows = side_by_side(streams, device_of(model)), len(streams)
         for piece in pieces(lengths, size):
             check()
             if piece.rows < rows:
                 rows = piece.rows
-                cache.batch_select_indices(torch.arange(rows, device=model.device))
+                cache.batch_select_indices(torch.arange(rows, device=device_of(model)))
             with attending(model, cache):
                 hidden = read(model, cache, tokens[:rows, piece.begin : piece.end])
             yield piece, hidden
@@ -140,7 +140,7 @@ class Room:
     def of(cls, model: PreTrainedModel, plan: Plan) -> "Room":
         """That of the device of ``model``: for hidden states and for caches a quarter of what is free each."""
         a_token, free = _bytes_of_a_token(model, plan), _free(model)
-        most = AT_ONCE[model.device.type == "cuda"]
+        most = AT_ONCE[device_of(model).type == "cuda"]
         return cls(chunk_for(model, plan), min(most, int(free / 4) // a_token), int(free / 4))
 
     def streams(self, plan: Plan, itemsize: int, chunk: int, length: int) -> int:

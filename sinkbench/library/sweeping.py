@@ -133,7 +133,7 @@ def cells_of(
     """An experiment with its results in ``output_dir``, if any, and its runs.
 
     Raises:
-        UserError: one of them has options that exclude each other.
+        UserError: a trace is asked for of documents.
     """
     if output_dir is not None:
         read = read.into(output_dir)

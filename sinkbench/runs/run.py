@@ -123,10 +123,10 @@ class _Work:
         tokenizer = cache(lambda: load_tokenizer(checkpoint()))
         streams = read_streams(config.source, count, tokenizer)
         windows = windows_for(config, streams.tokens[0])
-        expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
-        self.result.expected = expected
         if windows is None:
             self.size_of = partial(_size_of, streams, tokenizer)
+        expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
+        self.result.expected = expected
         if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
             self.reason = ENDED
         record |= identified(config, chosen, streams.tokens, weights_of(checkpoint()))
