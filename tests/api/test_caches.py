@@ -65,6 +65,16 @@ def test_what_is_pickled_is_keys_and_values_and_no_model():
     assert pickle.loads(pickle.dumps(past)).model is None
 
 
+@copies
+def test_the_layers_of_a_copy_share_what_is_remembered_of_moves_and_none_of_it_is_copied(twin_of, tmp_path):
+    model = carrying(tmp_path, strategy="h2o", positions="cache")
+    with torch.no_grad():
+        past = model(tiny.tokens(60)[None]).past_key_values
+    moves = [{id(layer.moves) for layer in cache.groups[0].cache.kept} for cache in (past, twin_of(past))]
+    assert [len(ids) for ids in moves] == [1, 1]
+    assert moves[0] != moves[1]
+
+
 def test_a_pickled_cache_object_works_with_its_model_once_it_is_attached():
     model, stream = tiny.ROTARY["llama"](), tiny.tokens(60)[None]
     before = vars(model).copy()

@@ -83,6 +83,8 @@ def test_parts_of_characters_count_their_bytes_so_that_rows_add_up(kind):
     ids = tokenizer(TEXT)["input_ids"]
     sizes = [predicted_text(tokenizer, [ids[:n]], literal=True) for n in range(1, len(ids) + 1)]
     whole = spelled(tokenizer, ids, literal=True)
+    several = predicted_text(tokenizer, [ids, ids[:3]], literal=True)
+    assert (several.tokens, several.bytes) == (sizes[-1].tokens + 2, sizes[-1].bytes + sizes[2].bytes)
     assert (sizes[0].tokens, sizes[0].bytes) == (0, 0)
     assert sizes[-1].bytes == len(whole)
     assert sizes[-1].words == len(whole.decode().split())

@@ -232,6 +232,12 @@ def test_a_strategy_may_be_an_object_or_its_class(run) -> None:
     assert run(experiment=H2O(recent=8)).name == "h2o-recent_8"
 
 
+def test_a_strategy_as_an_object_is_not_that_of_its_reference(run):
+    found = run(experiment=H2O, reference="windowed")
+    assert found.record["reference"]["strategy"] == "windowed"
+    assert found.frame["kl"].max() > 0
+
+
 @pytest.mark.parametrize("strategy", [Newest, Loudest])
 @pytest.mark.parametrize("engine", ["stepwise", "parallel"])
 def test_one_of_ones_own_runs_on_both_engines_and_goes_on(run, strategy, engine) -> None:

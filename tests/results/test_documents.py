@@ -10,7 +10,10 @@ from sinkbench.results.comparison import compare_runs
 from sinkbench.results.curves import curve_of
 from sinkbench.results.documents import by_length
 from sinkbench.results.figures import draw, left_out
+from sinkbench.results.frontier import budgets
 from sinkbench.results.intervals import interval
+from sinkbench.results.key_tokens import over_key_tokens
+from sinkbench.results.recall import recall_by_distance
 from sinkbench.results.report.collect import Group
 from sinkbench.results.report.comparing import compare_group
 from sinkbench.results.report.summary import summarise
@@ -176,3 +179,23 @@ def test_a_file_is_known_to_be_whole(every):
         assert not is_whole(found.drop(index=43), every)
         assert not is_whole(found, 6)
     assert not is_whole(found[found.stream != 1], every)
+
+
+def test_all_ways_of_comparing_draw_documents_where_there_are_several():
+    lengths = (200,) * 12
+    losing = frame(lambda stream, t: 2.0 + 0.1 * stream, lengths, seed=1)
+    runs = {
+        "transformers": Run("transformers", "transformers", frame(flat, lengths)),
+        "windowed": Run("windowed", "windowed", losing),
+        "short": Run("short", "windowed", losing.assign(nll=losing.nll + 1.5)),
+    }
+    wide = compare_runs({name: run.frame for name, run in runs.items()}, "transformers")[1].loss
+    assert wide.high - wide.low > 0.3  # documents differ by far more than their tokens do
+    (budget,) = (one for one in budgets(runs, runs["transformers"]) if one.name == "windowed")
+    assert (budget.loss.low, budget.loss.high) == (wide.low, wide.high)
+    recalled = recall_by_distance(runs, runs["transformers"])[0]
+    assert (recalled.first, recalled.last) == (1, 200)
+    assert recalled.whole.loss.value == pytest.approx(wide.value)
+    assert recalled.whole.loss.high - recalled.whole.loss.low == pytest.approx(wide.high - wide.low, rel=0.1)
+    key = over_key_tokens(runs, "transformers", "short")[1]
+    assert np.log(key.long_ppl.high / key.long_ppl.low) > 0.1
