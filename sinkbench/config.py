@@ -15,9 +15,11 @@ from pydantic_core import PydanticCustomError
 from sinkbench.validation import Device, Flag, Folder, Heat, Settings, Share, Size, SizeOrZero, Text, Whole, one_of
 
 MODEL, TEXT = "smollm2-135m", "kjv"  # what comes from the package index (sinkbench.models.embedded)
+CODE = "stdlib"  # what comes with Python
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES = ("stepwise", "parallel")
 POSITIONS = ("cache", "text")
+PROTOCOLS = ("stream", "windows", "strided", "llamacpp", "rolling")
 STRATEGY, MODELS, DATA, OUTPUT, SPEED = "Strategy", "Model", "Dataset", "Output", "How to run"  # panels of --help
 
 
@@ -45,9 +47,19 @@ class Option:
     off: bool = False
 
 
+LATER = {  # options that decide, and that the first results were without
+    "documents": False,
+    "every": 1,
+    "protocol": "stream",
+    "context_length": None,
+    "stride": None,
+}
+
+
 Dtype = Annotated[str, one_of(DTYPES)]
 Place = Annotated[str, one_of(POSITIONS)]
 Engine = Annotated[str, one_of(ENGINES)]
+Protocol = Annotated[str, one_of(PROTOCOLS)]
 
 
 @dataclass(frozen=True)
@@ -81,22 +93,24 @@ class Source:
     """Where the stream comes from.
 
     Attributes:
-        name: a Hub id, a local file or folder, or ``kjv``.
+        name: a Hub id, a local file or folder, ``kjv``, or ``stdlib``.
         column: holds the text, or lists of token ids.
         task: the configuration of a Hub dataset.
         split: which split; a local file has one, which answers to any name.
-        samples: rows to read as one stream.
+        samples: rows to read; ``None``: all. Of an embedded text that is one stream, all are read.
         revision: branch, tag or commit of a Hub dataset.
         streaming: read rows as they are needed; otherwise the split is downloaded whole, and kept for later runs.
+        documents: whether each row is a stream of its own; otherwise all are one.
     """
 
     name: str
     column: str = "text"
     task: str | None = None
     split: str = "test"
-    samples: int = 1
+    samples: int | None = 1
     revision: str | None = None
     streaming: bool = True
+    documents: bool = False
 
 
 class StrategyConfig(BaseModel):
@@ -187,7 +201,9 @@ class RunConfig(ModelConfig):
     ] = False
     load_in_4bit: Annotated[Flag, Option("", "NF4 weights (bitsandbytes).", MODELS, decides=True)] = False
     load_in_8bit: Annotated[Flag, Option("", "8-bit weights (bitsandbytes).", MODELS, decides=True)] = False
-    dataset_name: Annotated[Text, Option("NAME", "Hub id, file, folder, or kjv (embedded).", DATA, axis=True)] = TEXT
+    dataset_name: Annotated[
+        Text, Option("NAME", "Hub id, file, folder, kjv (embedded), or stdlib (Python's own source).", DATA, axis=True)
+    ] = TEXT
     dataset_revision: Annotated[Text, Option("REV", "Branch, tag or commit on the Hub.", DATA)] = "main"
     streaming: Annotated[
         Flag, Option("", "Read rows as needed; otherwise keep the whole split, for offline.", DATA, off=True)
@@ -195,13 +211,40 @@ class RunConfig(ModelConfig):
     data_column: Annotated[Text, Option("NAME", "Column of text, or of lists of token ids.", DATA)] = "text"
     task: Annotated[Text | None, Option("NAME", "Configuration of the dataset.", DATA)] = None
     split: Annotated[Text, Option("NAME", "Split of the dataset.", DATA)] = "test"
-    num_samples: Annotated[Size, Option("N", "Rows to read, as one stream.", DATA)] = 1
-    num_tokens: Annotated[Size, Option("N", "Tokens to predict.", DATA, decides=True)] = 8192
+    num_samples: Annotated[
+        Size | None, Option("N", "Rows to read, at most.", DATA, default="1; with --documents, all")
+    ] = None
+    documents: Annotated[
+        Flag, Option("", "Each row is a stream of its own, from an empty cache.", DATA, decides=True)
+    ] = False
+    num_tokens: Annotated[Size, Option("N", "Tokens to predict, of each stream.", DATA, decides=True)] = 8192
+    reference: Annotated[
+        Text | None,
+        Option("NAME", "A strategy to diverge from, usually transformers: columns kl, same_top, reference_nll.", DATA),
+    ] = None
+    protocol: Annotated[
+        Protocol,
+        Option(
+            "NAME",
+            "stream; of dense attention also windows, strided, llamacpp, rolling: as others cut the text and score it.",
+            DATA,
+            decides=True,
+        ),
+    ] = "stream"
+    context_length: Annotated[
+        Size | None,
+        Option("N", "Tokens of a window of --protocol.", DATA, decides=True, default="2048; 512 with llamacpp"),
+    ] = None
+    stride: Annotated[
+        Size | None,
+        Option("N", "Tokens from a window to the next (strided).", DATA, decides=True, default="half a window"),
+    ] = None
     output_dir: Annotated[Folder, Option("DIR", "Where the rows (.csv) and their record (.json) go.", OUTPUT)] = Field(
         default=Path("results"), strict=False
     )
     overwrite: Annotated[Flag, Option("", "Replace an existing result.", OUTPUT)] = False
     resume: Annotated[Flag, Option("", "Go on behind the last row of a run cut short.", OUTPUT)] = False
+    every: Annotated[Size, Option("N", "Write every N-th row, and the last of each stream.", OUTPUT, decides=True)] = 1
     trace: Annotated[
         Flag, Option("", "Write beside the rows how long each token was held, by layer and head.", OUTPUT)
     ] = False
@@ -219,9 +262,53 @@ class RunConfig(ModelConfig):
         Flag, Option("", "Capture steps on CUDA where the model allows it.", SPEED, decides=True, off=True)
     ] = True
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_protocol(cls, given: Any) -> Any:
+        """What a protocol stands for: the usual windows, and many tokens a forward."""
+        if not isinstance(given, dict) or given.get("protocol", "stream") not in PROTOCOLS[1:]:
+            return given
+        protocol, length = given["protocol"], given.get("context_length")
+        if length is None:
+            length = 512 if protocol == "llamacpp" else 2048
+        usual = {"context_length": length, "engine": "parallel"}
+        if protocol == "strided" and given.get("stride") is None and isinstance(length, int):
+            usual["stride"] = max(1, length // 2)
+        return {**given, **usual}
+
+    @model_validator(mode="after")
+    def _within_protocol(self) -> Self:
+        reason = self._refused_by_protocol()
+        if reason is not None:
+            raise PydanticCustomError("protocol", "{reason}", {"reason": reason})
+        return self
+
+    def _refused_by_protocol(self) -> str | None:
+        """What does not go with ``--protocol``; ``None`` where all does."""
+        name, length, stride = self.protocol, self.context_length or 0, self.stride or 0
+        least = {"stream": 0, "rolling": 1, "llamacpp": 3}.get(name, 2)
+        reasons = {
+            "--stride goes with --protocol strided alone": stride and name != "strided",
+            "--context-length goes with a --protocol other than stream": length and name == "stream",
+            f"--context-length must be at least {least} with --protocol {name} (got {length})": length < least,
+            f"--stride {stride} would leave tokens out between windows of --context-length {length}": stride > length,
+        }
+        if name != "stream":
+            reasons |= {
+                f"--protocol {name} is of dense attention: give --experiment transformers": (
+                    self.experiment != "transformers"
+                ),
+                f"--protocol {name} carries no cache that could be stored in a --kv-format": self.kv_format != "model",
+            }
+            excluded = ("reference", "documents", "resume", "trace")
+            reasons |= {
+                f"--protocol {name} and --{other} exclude each other": getattr(self, other) for other in excluded
+            }
+        return next((reason for reason, holds in reasons.items() if holds), None)
+
     @model_validator(mode="after")
     def _excluding(self) -> Self:
-        for one, other in (("overwrite", "resume"), ("load_in_4bit", "load_in_8bit")):
+        for one, other in (("overwrite", "resume"), ("load_in_4bit", "load_in_8bit"), ("documents", "trace")):
             if getattr(self, one) and getattr(self, other):
                 flags = {"one": one.replace("_", "-"), "other": other.replace("_", "-")}
                 raise PydanticCustomError("exclude", "--{one} and --{other} exclude each other", flags)
@@ -240,9 +327,10 @@ class RunConfig(ModelConfig):
             column=self.data_column,
             task=self.task,
             split=self.split,
-            samples=self.num_samples,
+            samples=self.num_samples or (None if self.documents else 1),
             revision=self.dataset_revision,
             streaming=self.streaming,
+            documents=self.documents,
         )
 
     @property
@@ -252,10 +340,14 @@ class RunConfig(ModelConfig):
 
     @property
     def deciding(self) -> dict[str, Any]:
-        """The options that decide the numbers as they stand; what the other engine alone looks at is left out."""
+        """The options that decide the numbers as they stand; what the other engine alone looks at is left out.
+
+        So is what came later than the first results, as long as it is as it was before.
+        """
         other = "chunk_size" if self.engine == "stepwise" else "cuda_graphs"
         options = options_of(type(self)).items()
-        return {name: getattr(self, name) for name, option in options if option.decides and name != other}
+        values = {name: getattr(self, name) for name, option in options if option.decides and name != other}
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 TALK, WRITING = "Conversation", "Text"  # panels of --help

@@ -36,7 +36,7 @@ def command() -> typer.Typer:
 
 
 def key_of(config: RunConfig) -> str:
-    return identified(config, chosen_by(config), torch.arange(3), "sha256:0")["key"]
+    return identified(config, chosen_by(config), [torch.arange(3)], "sha256:0")["key"]
 
 
 def test_it_is_an_option_of_the_command_line_with_its_help_and_default(command) -> None:
@@ -65,7 +65,9 @@ def test_it_is_on_record_and_in_the_key() -> None:
     assert key_of(More()) == key_of(More(patience=7)) != key_of(config)
 
 
-@pytest.mark.parametrize("change", [{"cuda_graphs": False}, {"engine": "parallel"}, {"num_tokens": 9}])
+@pytest.mark.parametrize(
+    "change", [{"cuda_graphs": False}, {"engine": "parallel"}, {"num_tokens": 9}, {"documents": True}, {"every": 2}]
+)
 def test_every_option_that_decides_a_number_is_in_the_key(change) -> None:
     assert key_of(RunConfig(**change)) != key_of(RunConfig())
 

@@ -23,7 +23,7 @@ from sinkbench.validation import writable
 # options that take several values after one flag
 MANY_VALUES = {
     "plot": {"--features"},
-    "speed": {"--num-tokens", "--strategies"},
+    "speed": {"--num-tokens", "--strategies", "--streams"},
     "run": {"--set"},
     "generate": {"--set"},
     "chat": {"--set"},

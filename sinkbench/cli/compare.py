@@ -41,6 +41,7 @@ def compare(
 
     from sinkbench.results.baseline import choose_baseline, unfit_baseline
     from sinkbench.results.comparison import compare_runs
+    from sinkbench.results.divergence import beyond_training
     from sinkbench.results.statistics import statistics_of
 
     found = _read(runs)
@@ -54,6 +55,7 @@ def compare(
     console.print(summary(compared, chosen.name))
     typer.echo(chosen.why)
     unfit = [unfit_baseline(chosen.run, run) for run in compared if chosen.run and run.name == chosen.name]
+    unfit += dict.fromkeys(beyond_training(run.record, compared[0].tokens) for run in found.values())
     for warning in filter(None, unfit):
         typer.echo(f"warning: {warning}")
     for measured in measures:
@@ -91,7 +93,8 @@ def summary(compared: "list[Comparison]", baseline: str | None) -> "Table":
 
     spacing = compared[0].spacing
     by_rows = f", by one row in {spacing}" if spacing > 1 else ""
-    table = Table(title=f"over the first {compared[0].tokens:,} tokens{by_rows}")
+    of = f" of {compared[0].documents:,} documents" if compared[0].documents > 1 else ""
+    table = Table(title=f"over the first {compared[0].tokens:,} tokens{of}{by_rows}")
     _add_run_column(table, [run.name for run in compared])
     for column in ("perplexity", *((f"ΔNLL to {escape(baseline)}", "parts at") if baseline else ())):
         table.add_column(column, justify="right", overflow="fold")

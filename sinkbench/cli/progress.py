@@ -33,7 +33,7 @@ class Progress:
             refresh_per_second=4,
         )
         self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="loading")
-        self._shown = 0.0
+        self._shown, self._documents = 0.0, options.documents
 
     def watch(self, step: Steps, result: RunResult) -> None:
         """Take note of a written row."""
@@ -41,8 +41,10 @@ class Progress:
             return
         self._shown = time.monotonic()
         memory = f"{step.vram:.1f} GiB" if step.vram is not None else f"KV {step.kv_cache_bytes[-1] / 2**20:.0f} MiB"
-        state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}  {memory}"
-        self._bars.update(self._task, completed=result.rows, state=state)
+        where = f"document {result.stream + 1}  " if self._documents else ""
+        numbers = f"ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}"
+        state = f"{where}{result.tokens_per_second:.1f} tok/s  {numbers}  {memory}"
+        self._bars.update(self._task, completed=result.rows, total=result.expected, state=state)
 
     def note(self, line: str) -> None:
         """Say a line that does not end the run."""
@@ -79,6 +81,8 @@ def closing_table(options: RunConfig, result: RunResult) -> None:
     table.add_column(overflow="fold")
     table.add_row("outcome", Text(outcome(result, options.num_tokens)))
     table.add_row("tokens", f"{result.rows:,} at {result.tokens_per_second:.1f} a second")
+    if options.documents:
+        table.add_row("documents", f"{result.stream + 1:,}")
     none = "not a number" if result.not_finite else "-"
     ppl = none if math.isnan(result.overall_ppl) else f"{result.overall_ppl:.4f}"
     table.add_row("perplexity", ppl)

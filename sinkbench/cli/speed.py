@@ -41,6 +41,9 @@ def speed(
     num_tokens: Annotated[
         list[int], typer.Option(min=2, max=MOST, metavar="N...", help="Lengths of the streams read in parallel.")
     ] = [8192],  # noqa: B006 - typer copies it
+    streams: Annotated[
+        list[int], typer.Option(min=1, max=MOST, metavar="N...", help="How many of these are read side by side.")
+    ] = [1],  # noqa: B006 - typer copies it
     dense_tokens: Annotated[
         int,
         typer.Option(
@@ -71,7 +74,8 @@ def speed(
     source = ModelSource(model_name_or_path, dtype=dtype, random_weights=random_weights, allow_pickle=allow_pickle)
     model = load_model(locate(source))
     lengths, names = sorted(set(num_tokens)), list(dict.fromkeys(strategies))
-    timings = Timings(window_size, attention_sink_size, steps, lengths, dense_tokens, names, kv_format)
+    several = sorted(set(streams))
+    timings = Timings(window_size, attention_sink_size, steps, lengths, dense_tokens, names, kv_format, several)
     console, costs = Console(stderr=True), []
     with console.status("measuring") as status:
         for cost in measure(model, timings, status.update):

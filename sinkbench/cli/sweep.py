@@ -13,6 +13,7 @@ import typer
 
 from sinkbench.cli.options import place
 from sinkbench.cli.status import status_of
+from sinkbench.errors import UserError
 
 
 class Launcher(StrEnum):
@@ -59,6 +60,8 @@ def sweep(
     if output_dir is not None:
         read = read.into(output_dir)
     cells = [cell.but(overwrite=overwrite or cell.overwrite, trace=trace or cell.trace) for cell in read.cells()]
+    if any(cell.trace and cell.documents for cell in cells):
+        raise UserError("--documents and --trace exclude each other: a trace is of one stream")
     if dry_run:
         estimates(read, cells)
         return

@@ -19,7 +19,10 @@ BUILDERS = {".txt": "text", ".json": "json", ".jsonl": "json", ".csv": "csv", ".
 
 
 def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
-    """The rows, and the commit they come from where that is one of the Hub."""
+    """The rows, and what they are of: the commit of a Hub dataset, Python and its library's fingerprint."""
+    if source.name == embedded.CODE:
+        files = embedded.source_files()
+        return iter([{"text": text, "path": name} for name, text in files]), embedded.revision_of(files)
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
     path = Path(source.name).expanduser()

@@ -1,8 +1,9 @@
-"""Text to tokens: datasets of any origin, read as one stream."""
+"""Text to tokens: datasets of any origin, read as one stream, or as one a row."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from sinkbench.errors import UserError
 from sinkbench.models import embedded
 from sinkbench.signals import check
 
+EMBEDDED = {embedded.TEXT: " ", embedded.CODE: "\n"}  # what joins their rows
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -22,7 +25,7 @@ class Stream:
         tokens: int64, shape ``(n,)``.
         exhausted: whether the source had no more than these.
         pretokenised: whether the source held token ids, so that no tokenizer was needed.
-        revision: the commit of a Hub dataset; ``None`` for local ones.
+        revision: the commit of a Hub dataset, the fingerprint of Python's library; ``None`` for local files.
     """
 
     tokens: Tensor
@@ -31,14 +34,87 @@ class Stream:
     revision: str | None = None
 
 
+@dataclass(frozen=True)
+class Streams:
+    """All that a run reads.
+
+    Attributes:
+        tokens: of each stream, int64, shape ``(n,)``, ``n`` at least 2.
+        exhausted: whether the source had no more than these, where they are one stream.
+        revision: as of a :class:`Stream`.
+        skipped: rows that are too short to predict a token of.
+    """
+
+    tokens: Sequence[Tensor]
+    exhausted: bool
+    revision: str | None = None
+    skipped: int = 0
+    predictions: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "predictions", sum(len(tokens) - 1 for tokens in self.tokens))
+
+
+def read_streams(source: Source, count: int, tokenizer: Callable[[], object]) -> Streams:
+    """The first ``count`` tokens of ``source``, or of each of its rows, as it says.
+
+    Raises:
+        UserError: as :func:`read_stream`; no row has two tokens.
+    """
+    if source.documents:
+        return read_documents(source, count, tokenizer)
+    stream = read_stream(source, count, tokenizer)
+    return Streams([stream.tokens], stream.exhausted, stream.revision)
+
+
 def read_stream(source: Source, count: int | None, tokenizer: Callable[[], object]) -> Stream:
-    """The first ``count`` tokens of ``source`` (all of them with ``None``).
+    """The first ``count`` tokens of ``source`` (all of them with ``None``), its rows joined.
 
     ``tokenizer`` is only called for text; a column that holds lists of integers is used as it is.
 
     Raises:
         UserError: the dataset, split or column does not exist, or there is no text in it.
     """
+    limit = None if source.name in EMBEDDED else source.samples
+    with _opened(source, limit) as (cells, pretokenised, revision):
+        if pretokenised:
+            ids, exhausted = _gather(cells, count, source)
+        else:
+            ids, exhausted = _tokenise(cells, count, tokenizer(), EMBEDDED.get(source.name, "\n"))
+    if len(ids) < 2:
+        raise UserError(f"{source.name!r} holds {len(ids)} token(s): at least 2 are needed to predict one from another")
+    return Stream(torch.tensor(ids[:count], dtype=torch.long), exhausted, pretokenised, revision)
+
+
+def read_documents(source: Source, count: int, tokenizer: Callable[[], object]) -> Streams:
+    """The first ``count`` tokens of each row of ``source``; rows of fewer than two are left out.
+
+    Raises:
+        UserError: as :func:`read_stream`; no row has two tokens.
+    """
+    found: list[Tensor] = []
+    rows = 0
+    with _opened(source, source.samples) as (cells, pretokenised, revision):
+        spell = None if pretokenised else tokenizer()
+        for cell in cells:
+            rows += 1
+            own = iter([cell])
+            if spell is None:
+                ids, _ = _gather(own, count, source)
+            else:
+                ids, _ = _tokenise(own, count, spell, "") if cell else ([], True)
+            if len(ids) > 1:
+                found.append(torch.tensor(ids[:count], dtype=torch.long))
+    if not found:
+        raise UserError(
+            f"none of the {rows:,} rows of {source.name!r} has 2 tokens: none can be predicted from another"
+        )
+    return Streams(found, True, revision, rows - len(found))
+
+
+@contextmanager
+def _opened(source: Source, limit: int | None) -> Iterator[tuple[Iterator[object], bool, str | None]]:
+    """The cells of the first ``limit`` rows, whether they hold token ids, and what they are of."""
     with patiently():
         try:
             rows, revision = rows_from(source)
@@ -50,23 +126,8 @@ def read_stream(source: Source, count: int | None, tokenizer: Callable[[], objec
             raise UserError(f"the dataset {source.name!r} has no rows in split {source.split!r}")
         if source.column not in first:
             raise UserError(f"no column {source.column!r} in {source.name!r}: there are {', '.join(sorted(first))}")
-        cells = _cells(first, rows, source)
-        pretokenised = not isinstance(first[source.column], str)
-        if pretokenised:
-            ids, exhausted = _gather(cells, count, source)
-        else:
-            joint = " " if source.name == embedded.TEXT else "\n"
-            ids, exhausted = _tokenise(cells, count, tokenizer(), joint)
-    if len(ids) < 2:
-        raise UserError(f"{source.name!r} holds {len(ids)} token(s): at least 2 are needed to predict one from another")
-    return Stream(torch.tensor(ids[:count], dtype=torch.long), exhausted, pretokenised, revision)
-
-
-def _cells(first: dict, rows: Iterator[dict], source: Source) -> Iterator[object]:
-    yield first[source.column]
-    limit = None if source.name == embedded.TEXT else source.samples - 1
-    for row in islice(rows, limit):
-        yield row[source.column]
+        cells = (row[source.column] for row in chain([first], islice(rows, None if limit is None else limit - 1)))
+        yield cells, not isinstance(first[source.column], str), revision
 
 
 def _gather(cells: Iterator, count: int | None, source: Source) -> tuple[list[int], bool]:

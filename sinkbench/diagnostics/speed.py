@@ -74,6 +74,7 @@ class Timings:
         dense: tokens that dense attention holds while its steps are timed; 0: they are not.
         strategies: what is timed besides.
         kv_format: in which their caches are held.
+        side_by_side: how many streams of a length are read at once.
     """
 
     window: int
@@ -83,6 +84,7 @@ class Timings:
     dense: int
     strategies: Sequence[str] = ("windowed", "attention_sinks")
     kv_format: str = "model"
+    side_by_side: Sequence[int] = (1,)
 
 
 def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None] = lambda _: None) -> Iterator[Cost]:
@@ -109,8 +111,10 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
             note(f"parallel, {name}: {reason}")
             continue
         for count in timings.streams:
-            note(f"parallel, {name}, {count:,} tokens")
-            yield _streams(f"parallel, {name}, {count:,} tokens", model, kept, stream[: count + 1])
+            for several in timings.side_by_side:
+                what = f"parallel, {name}, {f'{several} x ' if several > 1 else ''}{count:,} tokens"
+                note(what)
+                yield _streams(what, model, kept, _copies(stream[: count + 1], several, vocabulary))
 
 
 def _steps(
@@ -218,18 +222,22 @@ def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Co
     return Cost(what, latencies, _peak())
 
 
-def _streams(what: str, model: PreTrainedModel, kept: Plan, tokens: Tensor) -> Cost:
-    """Seconds of whole streams, from a cold cache to the last NLL."""
-    begin = tokens[: min(len(tokens), 2**16 + 1)]
-    engine = Parallel(model, compiled=True)
-    for _ in engine.run(kept, begin):  # compilation is not a token's cost
+def _copies(tokens: Tensor, count: int, vocabulary: int) -> list[Tensor]:
+    """Streams that differ in every token."""
+    return [(tokens + i) % vocabulary for i in range(count)]
+
+
+def _streams(what: str, model: PreTrainedModel, kept: Plan, streams: Sequence[Tensor]) -> Cost:
+    """Seconds of whole streams, all at once, from cold caches to the last NLL; a token of each counts."""
+    engine = Parallel(model, compiled=True, side_by_side=len(streams))
+    for _ in engine.run_many(kept, [tokens[: 2**16 + 1] for tokens in streams]):  # compilation is not a token's cost
         pass
     _forget_peak()
     timings = []
-    for _ in range(3 if len(tokens) <= REPEATED else 1):
+    for _ in range(3 if len(streams[0]) <= REPEATED else 1):
         synchronize()
         start = time.perf_counter()
-        count = sum(len(steps.nll) for steps in engine.run(kept, tokens))
+        count = sum(len(steps.nll) for _, steps in engine.run_many(kept, streams))
         synchronize()
         timings.append((time.perf_counter() - start) / count * 1e3)
     return Cost(what, timings, _peak(), each="stream")

@@ -1,7 +1,7 @@
 """Token by token as one captured CUDA graph a step: the same numbers, at the speed of memory."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,31 +43,48 @@ class Captured:
             return "the model is spread over several devices"
         return refuses_rings(model, plan)
 
-    @torch.no_grad()
     def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. Capture, growth and moving back are not part of any step's latency."""
-        t, reason = start, None
-        quick = len(tokens) * len(plan.layers) >= QUICK_FROM if self.quick is None else self.quick
+        return (steps for _, steps in self.run_many(plan, [tokens], start=start, trace=trace))
+
+    @torch.no_grad()
+    def run_many(
+        self, plan: Plan, streams: Sequence[Tensor], first: int = 0, start: int = 0, trace: Trace | None = None
+    ) -> Iterator[tuple[int, Steps]]:
+        """As :func:`sinkbench.engines.streams.run_many`: one after the other, by one graph."""
+        if first >= len(streams):
+            return
+        t, index, reason = start, first, None
+        length = sum(map(len, streams[first:]))
+        quick = length * len(plan.layers) >= QUICK_FROM if self.quick is None else self.quick
         self.stage("capturing" if not start else "reading what was read before")
-        stream = CapturedStream(self.model, plan, tokens, quick)
+        stream = CapturedStream(self.model, plan, max(streams, key=len).clone(), quick)
+        stream.restart(streams[first])
         if start:
-            stream.prime(prefilled(self.model, plan, tokens[:start], trace))
+            stream.prime(prefilled(self.model, plan, streams[first][:start], trace))
             self.stage("capturing")
         with stream:
-            for t in range(start, len(tokens) - 1):
-                reason = stream.prepared()
+            for index in range(first, len(streams)):
+                if index > first:
+                    stream.restart(streams[index])
+                for t in range(start if index == first else 0, len(streams[index]) - 1):
+                    reason = stream.prepared()
+                    if reason is not None:
+                        break
+                    torch.cuda.synchronize()
+                    begin = time.perf_counter()
+                    nll = stream.step()
+                    latency = time.perf_counter() - begin
+                    yield index, Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
                 if reason is not None:
                     break
-                torch.cuda.synchronize()
-                begin = time.perf_counter()
-                nll = stream.step()
-                latency = time.perf_counter() - begin
-                yield Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
         if reason is not None:
             del stream
             name = type(self.model).__name__
             self.note(f"a step of {name} cannot be captured as a CUDA graph ({reason}): taking the plain way")
-            yield from Stepwise(self.model).run(plan, tokens, t, trace)
+            for later in range(index, len(streams)):
+                for steps in Stepwise(self.model).run(plan, streams[later], t if later == index else 0, trace):
+                    yield later, steps
 
 
 def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:

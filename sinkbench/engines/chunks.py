@@ -1,6 +1,7 @@
-"""Many tokens a forward: a stream read in chunks, between which the cache carries what the plan keeps."""
+"""Many tokens a forward: streams read in chunks, between which the cache carries what the plan keeps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
@@ -9,8 +10,11 @@ from transformers import PreTrainedModel
 
 from sinkbench.attention.adapters import mask_argument, replaceable
 from sinkbench.attention.redirection import attending
+from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.stream import StreamCache
+from sinkbench.engines.batches import Piece, pieces
 from sinkbench.engines.head import backbone
+from sinkbench.engines.states import States
 from sinkbench.errors import UserError
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
@@ -20,6 +24,7 @@ from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
 CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
+AT_ONCE = {True: CHUNKS[0], False: 2048}  # tokens of all streams a forward, on a GPU or not
 STEPWISE = "use --engine stepwise"
 
 
@@ -56,53 +61,120 @@ def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> s
     return f"{name} changes its rotary frequencies beyond {limit} tokens, token by token: {STEPWISE}, or stay below"
 
 
-def hidden_states(
-    model: PreTrainedModel, cache: StreamCache, tokens: Tensor, chunk: int | None = None
-) -> Iterator[tuple[int, Tensor]]:
-    """Feed ``tokens`` through ``cache``, ``chunk`` at a time: where each chunk begins, its states ``(n, width)``.
+def states_of(
+    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None
+) -> States[Piece]:
+    """``streams``, the longest first, fed through ``cache``, at most ``chunk`` tokens of each at a time.
+
+    Behind the end of a stream, up to that of the piece, states are of no token.
 
     Raises:
         UserError: the model cannot be read in chunks under the plan of ``cache``.
     """
-    reason = refuses_chunks(model, cache, len(tokens) + 1)
+    lengths = [len(stream) for stream in streams]
+    reason = refuses_chunks(model, cache, lengths[0] + 1)
     if reason is not None:
         raise UserError(reason)
-    chunk = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
-    longest = min(len(tokens) + 1, cache.reach.end(chunk) + chunk)
-    with lasting(model, longest), exact_angles(model), attending(model, cache):
-        for begin in range(0, len(tokens), chunk):
+    size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
+
+    def each() -> Iterator[tuple[Piece, Tensor]]:
+        tokens, rows = side_by_side(streams, model.device), len(streams)
+        for piece in pieces(lengths, size):
             check()
-            yield begin, read(model, cache, tokens[begin : begin + chunk])
+            if piece.rows < rows:
+                rows = piece.rows
+                cache.batch_select_indices(torch.arange(rows, device=model.device))
+            with attending(model, cache):
+                hidden = read(model, cache, tokens[:rows, piece.begin : piece.end])
+            yield piece, hidden
+
+    return States(min(lengths[0] + 1, cache.reach.end(size) + size), each())
+
+
+def hidden_states(
+    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None
+) -> Iterator[tuple[Piece, Tensor]]:
+    """As :func:`states_of`, with no others in between: what was fed at once, and its states, ``(rows, n, width)``."""
+    states = states_of(model, cache, streams, chunk)
+    with lasting(model, states.longest), exact_angles(model):
+        yield from states.read
+
+
+def side_by_side(streams: Sequence[Tensor], device: torch.device) -> Tensor:
+    """``(rows, n)``: streams, the longest first, on ``device``, each filled up with its last token.
+
+    A token of the stream's own does nothing that those before it could not do; what is answered for it is left out.
+    """
+    if len(streams) == 1:
+        return streams[0][None].to(device)
+    filled = [torch.cat((x, x[-1:].expand(len(streams[0]) - len(x)))) for x in streams]
+    return torch.stack(filled).to(device)
 
 
 def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
-    """Last hidden states ``(n, width)`` of ``tokens``, fed at once; to be called within ``attending``."""
+    """Last hidden states ``(rows, n, width)`` of ``tokens``, ``(rows, n)``, fed at once; within ``attending``."""
     kwargs = mask_argument(model)
-    positions = cache.advance(len(tokens))
+    positions = cache.advance(tokens.shape[1])
     if takes_positions(model):
         kwargs["position_ids"] = positions
     body = backbone(model)
-    return body(input_ids=tokens[None], past_key_values=cache, use_cache=True, **kwargs).last_hidden_state[0]
+    return body(input_ids=tokens, past_key_values=cache, use_cache=True, **kwargs).last_hidden_state
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the free memory has room for; found once, so that a run is cut the same way from its beginning to its end.
+
+    Attributes:
+        chunk: tokens of a stream that pass at once.
+        tokens: tokens of all streams that pass at once.
+        cache: bytes for the caches of all streams.
+    """
+
+    chunk: int
+    tokens: int
+    cache: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, plan: Plan) -> "Room":
+        """That of the device of ``model``: for hidden states and for caches a quarter of what is free each."""
+        a_token, free = _bytes_of_a_token(model, plan), _free(model)
+        most = AT_ONCE[model.device.type == "cuda"]
+        return cls(chunk_for(model, plan), min(most, int(free / 4) // a_token), int(free / 4))
+
+    def streams(self, plan: Plan, itemsize: int, chunk: int, length: int) -> int:
+        """How many streams of at most ``length`` tokens are read side by side, ``chunk`` tokens of each at a time."""
+        n = min(chunk, length)
+        held = sum(
+            bytes_a_token(layer, itemsize) * (min(length, layer.policy.window or length) + n) for layer in plan.kept
+        )
+        return max(1, min(self.tokens // n, int(self.cache // max(1, held))))
 
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
+    return fitting(_bytes_of_a_token(model, plan), _free(model), most_at_once(plan, model.device.type == "cuda"))
+
+
+def _bytes_of_a_token(model: PreTrainedModel, plan: Plan | None) -> int:
     config = model.config.get_text_config(decoder=True)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    most = most_at_once(plan, model.device.type == "cuda")
+    itemsize = torch.finfo(model.dtype).bits // 8
+    return bytes_at_once(plan, config.hidden_size, inner, config.num_attention_heads, itemsize, most)
+
+
+def _free(model: PreTrainedModel) -> int:
+    """Bytes of memory that are free where ``model`` is."""
     on_gpu = model.device.type == "cuda"
-    most = most_at_once(plan, on_gpu)
-    a_token = bytes_at_once(
-        plan, config.hidden_size, inner, config.num_attention_heads, torch.finfo(model.dtype).bits // 8, most
-    )
-    free = torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
-    return fitting(a_token, free, most)
+    return torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
 
 
 def most_at_once(plan: Plan | None, on_gpu: bool) -> int:
     """Tokens a forward, at most: fewer where entries are scored, as every query has a row of scores."""
     if plan is not None and plan.by_score:
         return 1024 if on_gpu else 256
-    return 16384 if on_gpu else 2048
+    return AT_ONCE[on_gpu]
 
 
 def bytes_at_once(plan: Plan | None, hidden: int, inner: int, heads: int, itemsize: int, most: int) -> int:

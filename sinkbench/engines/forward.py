@@ -1,7 +1,7 @@
 """One token at a time through a cache of ours."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +39,18 @@ class OneByOne:
 @contextmanager
 def one_by_one(model: PreTrainedModel, cache: StreamCache, length: int) -> Iterator[OneByOne]:
     """Within this context, what it gives feeds ``model`` one token at a time through ``cache``, ``length`` in all."""
-    with ExitStack() as stack:
-        stack.enter_context(lasting(model, min(length, cache.reach.end(1))))
-        stack.enter_context(exact_angles(model))
-        if cache.needs_attention:
-            stack.enter_context(attending(model, cache))
+    with lasting(model, longest_of(cache, length)), exact_angles(model), reading(model, cache):
         yield feeding(model, cache)
+
+
+def longest_of(cache: StreamCache, length: int) -> int:
+    """Positions for which tables of a model have to last where ``length`` tokens are fed one at a time."""
+    return min(length, cache.reach.end(1))
+
+
+def reading(model: PreTrainedModel, cache: StreamCache) -> AbstractContextManager[None]:
+    """Within this context, attention reads ``cache`` as its plan says, one token at a time."""
+    return attending(model, cache) if cache.needs_attention else nullcontext()
 
 
 def feeding(model: PreTrainedModel, cache: StreamCache) -> OneByOne:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from sinkbench.engines.divergence import Measured, divergence
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import wide
 
@@ -28,8 +29,11 @@ def backbone(model: PreTrainedModel) -> Any:
     return body
 
 
-def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
-    """-ln p of ``labels``, shape ``(n,)``, under the head applied to ``hidden``, ``(n, width)``; float32 or wider.
+def measured(model: PreTrainedModel, hidden: Tensor, labels: Tensor, reference: Tensor | None = None) -> Measured:
+    """What the head makes of ``hidden``, ``(n, width)``: ``nll`` of ``labels``, ``(n,)``, in float32 or wider.
+
+    With the hidden states of a ``reference`` for the same tokens, how far the distributions are from its own too
+    (:func:`sinkbench.engines.divergence.divergence`). Logits never exist in full: both go through the head in slices.
 
     The head is the model's own forward with the body replaced by its result, so that whatever the model does
     to its logits (soft caps, scales) is done here too.
@@ -37,11 +41,20 @@ def nll_of(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     vocabulary = model.get_output_embeddings().weight.shape[0]
     rows = max(1, SLICE_BYTES // (4 * vocabulary))
     out = []
-    for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
-        with _body_answers(model, part[None]):
-            logits = model(input_ids=wanted[None], use_cache=False).logits[0]
-        out.append(loss(logits, wanted))
-    return torch.cat(out)
+    for begin in range(0, len(labels), rows):
+        part, wanted = slice(begin, begin + rows), labels[begin : begin + rows]
+        logits = _logits(model, hidden[part], wanted)
+        found = {"nll": loss(logits, wanted)}
+        if reference is not None:
+            found |= divergence(logits, _logits(model, reference[part], wanted), wanted)
+        out.append(found)
+    return {name: torch.cat([found[name] for found in out]) for name in out[0]}
+
+
+def _logits(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
+    """``(n, vocabulary)``; the body is asked for ``labels``, which it does not look at."""
+    with _body_answers(model, hidden[None]):
+        return model(input_ids=labels[None], use_cache=False).logits[0]
 
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:

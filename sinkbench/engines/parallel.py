@@ -1,11 +1,14 @@
-"""Many tokens a forward, with the NLLs of the stepwise engine.
+"""Many tokens a forward, with the NLLs of the stepwise engine; many independent streams side by side.
 
-The stream is read in chunks; between chunks the cache carries what the plan keeps, so memory does not depend
-on the length of the stream (for dense attention it grows by the cache alone).
+Streams are read in chunks; between chunks the cache carries what the plan keeps, so memory does not depend on the
+length of a stream (for dense attention it grows by the cache alone). Of several streams a batch passes at once, at one
+position: each has rows of its own in every product, scan and softmax, and says what it says alone.
 """
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -15,14 +18,21 @@ from transformers import PreTrainedModel
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.chunks import hidden_states, refuses_plan
+from sinkbench.engines.batches import batches, pieces
+from sinkbench.engines.chunks import Room, chunk_for, refuses_plan, states_of
 from sinkbench.engines.compiling import compiled_parts
-from sinkbench.engines.head import nll_of
+from sinkbench.engines.divergence import Measured
+from sinkbench.engines.fresh import fresh_states
+from sinkbench.engines.head import measured
+from sinkbench.engines.states import States, behind, together
 from sinkbench.engines.step import Steps, vram_allocated
 from sinkbench.positions.detection import check_reach
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
 
 COMPILE_FROM = 50_000  # tokens: shorter streams end before compilation pays
+SHAPES = 4  # of forwards, at most, for each of which parts of the model are compiled
 
 
 @dataclass(frozen=True)
@@ -30,58 +40,191 @@ class Parallel:
     """Many tokens a forward.
 
     Attributes:
-        chunk: tokens a forward; by default chosen from the free memory.
-        compiled: whether parts of the model run compiled, on CUDA; by default where the stream is long enough.
+        chunk: tokens of a stream a forward; by default chosen from the free memory.
+        compiled: whether parts of the model run compiled, on CUDA; by default where there are tokens enough.
+        side_by_side: streams a forward, at most; by default chosen from the free memory.
+        reference: the plan to diverge from; ``None`` for none.
     """
 
     model: PreTrainedModel
     chunk: int | None = None
     compiled: bool | None = None
+    side_by_side: int | None = None
+    reference: Plan | None = None
 
     def refuses(self, plan: Plan) -> str | None:
         return "no cache is carried: each token is read afresh" if plan.context is not None else refuses_plan(plan)
 
-    @torch.inference_mode()
     def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`; chunks lie as they would without ``start``."""
-        model = self.model
-        tokens = tokens.to(model.device)
-        last = len(tokens) - 1
-        if plan.dense:
-            check_reach(model, last)
-        cache = StreamCache(model, plan, trace)
-        with compiled_parts(model, last >= COMPILE_FROM if self.compiled is None else self.compiled):
-            waiting: Pending | None = None
-            for begin, hidden in hidden_states(model, cache, tokens[:last], self.chunk):
-                first, end = max(begin, start), begin + len(hidden)
-                if end <= start:
+        return (steps for _, steps in self.run_many(plan, [tokens], start=start, trace=trace))
+
+    @torch.inference_mode()
+    def run_many(
+        self, plan: Plan, streams: Sequence[Tensor], first: int = 0, start: int = 0, trace: Trace | None = None
+    ) -> Iterator[tuple[int, Steps]]:
+        """As :func:`sinkbench.engines.streams.run_many`; batches are those that they would be without ``first``.
+
+        Args:
+            trace: takes note of what is evicted of a single stream.
+        """
+        model, lengths = self.model, [max(0, len(stream) - 1) for stream in streams]
+        if self.reference is not None and self.reference.context is not None:
+            for index in range(first, len(streams)):
+                steps = many_a_step(
+                    *(model, plan, streams[index], start if index == first else 0, trace, self.reference, self.chunk)
+                )
+                yield from ((index, one) for one in steps)
+            return
+        plans = [plan] if self.reference is None else [plan, self.reference]
+        if any(one.dense for one in plans):
+            check_reach(model, max(lengths, default=0))
+        rooms = [Room.of(model, one) for one in plans]
+        chunk = self.chunk or min(room.chunk for room in rooms)  # one for both: of itself a plan diverges nowhere
+
+        def fits(length: int) -> int:
+            itemsize = model.dtype.itemsize
+            counts = [room.streams(one, itemsize, chunk, length) for room, one in zip(rooms, plans, strict=True)]
+            return self.side_by_side or max(1, min(counts) // len(counts))
+
+        groups = [group for group in batches(lengths, fits) if max(group) >= first]
+        shapes = {(p.rows, p.end - p.begin) for g in groups for p in pieces([lengths[i] for i in g], chunk)}
+        worth_it = sum(lengths) >= COMPILE_FROM and len(shapes) <= SHAPES
+        with compiled_parts(model, worth_it if self.compiled is None else self.compiled):
+            parts = (
+                part for group in groups for part in self._batch(plan, streams, group, (first, start), chunk, trace)
+            )
+            yield from _in_order(parts, lengths, first, start)
+
+    def _batch(
+        self,
+        plan: Plan,
+        streams: Sequence[Tensor],
+        group: Sequence[int],
+        begin: tuple[int, int],
+        chunk: int,
+        trace: Trace | None,
+    ) -> Iterator[tuple[int, Steps]]:
+        """The streams of ``group``, mixed, each in its order, from the stream and the row of ``begin`` on."""
+        model, waiting = self.model, None
+        tokens = [streams[index].to(model.device) for index in group]
+        fed = [mine[:-1] for mine in tokens]
+        caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
+        chunk = min(cache.reach.chunk(chunk) for cache in caches)
+        read = [states_of(model, cache, fed, chunk) for cache in caches]
+        with lasting(model, max(states.longest for states in read)), exact_angles(model):
+            for of_each in zip(*(states.read for states in read), strict=True):
+                piece = of_each[0][0]
+                wanted = []  # of which stream which of its rows in this piece
+                for row, index in enumerate(group[: piece.rows]):
+                    skipped = begin[1] if index == begin[0] else 0 if index > begin[0] else len(tokens[row])
+                    rows = range(max(piece.begin, skipped), min(piece.end, len(tokens[row]) - 1))
+                    if rows:
+                        wanted.append((row, rows))
+                if not wanted:
                     continue
-                nll = nll_of(model, hidden[first - begin :], tokens[first + 1 : end + 1])
-                held = bytes_held(plan, cache.itemsize, np.arange(first + 1, end + 1)).tolist()
-                begun = Pending(first + 1, nll, held)
+                of_rows = [
+                    torch.cat([x[row, rows.start - piece.begin : rows.stop - piece.begin] for row, rows in wanted])
+                    for _, x in of_each
+                ]
+                labels = [tokens[row][rows.start + 1 : rows.stop + 1] for row, rows in wanted]
+                found = measured(model, of_rows[0], torch.cat(labels), of_rows[1] if len(of_rows) > 1 else None)
+                held = bytes_held(plan, model.dtype.itemsize, np.arange(piece.begin + 1, piece.end + 1)).tolist()
+                parts = [
+                    Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin])
+                    for row, rows in wanted
+                ]
+                begun = Pending(found, parts)
                 if waiting:  # the device is busy with the next chunk while this one is written down
-                    yield waiting.steps()
+                    yield from waiting.steps()
                 waiting = begun
-            if waiting:
-                yield waiting.steps()
+        if waiting:
+            yield from waiting.steps()
+
+
+def _in_order(
+    parts: Iterator[tuple[int, Steps]], lengths: Sequence[int], stream: int, row: int
+) -> Iterator[tuple[int, Steps]]:
+    """``parts`` stream after stream, from one stream and one of its rows on; those that come early wait."""
+    early: defaultdict[int, list[Steps]] = defaultdict(list)
+    for index, steps in parts:
+        early[index].append(steps)
+        while stream < len(lengths):
+            for ready in early.pop(stream, []):
+                row += len(ready.nll)
+                yield stream, ready
+            if row < lengths[stream]:
+                break
+            stream, row = stream + 1, 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one stream among those of a piece: from which on, and what is held after each."""
+
+    stream: int
+    first: int
+    kv_cache_bytes: list[int]
 
 
 class Pending:
-    """NLLs on their way from the device."""
+    """What was measured, on its way from the device."""
 
-    def __init__(self, first: int, nll: Tensor, kv_cache_bytes: list[int]) -> None:
-        self.first, self.kv_cache_bytes, self.vram = first, kv_cache_bytes, vram_allocated()
-        self.event = torch.cuda.Event() if nll.is_cuda else None
-        self.nll = nll.to("cpu", non_blocking=True) if not self.event else self._copied(nll)
+    def __init__(self, found: Measured, parts: list[Part]) -> None:
+        self.parts, self.vram = parts, vram_allocated()
+        self.event = torch.cuda.Event() if found["nll"].is_cuda else None
+        self.found = {name: self._copied(values) if self.event else values.cpu() for name, values in found.items()}
+        if self.event:
+            self.event.record()
 
-    def _copied(self, nll: Tensor) -> Tensor:
-        here = torch.empty(nll.shape, dtype=nll.dtype, pin_memory=True).copy_(nll, non_blocking=True)
-        assert self.event is not None
-        self.event.record()
-        return here
+    def _copied(self, values: Tensor) -> Tensor:
+        return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
-    def steps(self) -> Steps:
-        """Wait until they are here."""
+    def steps(self) -> Iterator[tuple[int, Steps]]:
+        """Wait until it is here; of each stream its index and its steps."""
         if self.event:
             self.event.synchronize()
-        return Steps(self.first, self.nll.tolist(), None, self.vram, self.kv_cache_bytes)
+        values = {name: iter(of_all.tolist()) for name, of_all in self.found.items()}
+        for part in self.parts:
+            count = len(part.kv_cache_bytes)
+            own = {name: list(islice(of_all, count)) for name, of_all in values.items()}
+            yield part.stream, Steps(part.first, own.pop("nll"), None, self.vram, part.kv_cache_bytes, own)
+
+
+def many_a_step(
+    model: PreTrainedModel,
+    plan: Plan,
+    tokens: Tensor,
+    start: int,
+    trace: Trace | None,
+    reference: Plan | None,
+    chunk: int | None,
+) -> Iterator[Steps]:
+    """As :meth:`Engine.run`, many tokens a forward, where the plan or the reference carries no cache."""
+    tokens = tokens.to(model.device)
+    if reference is not None and chunk is None:
+        chunk = min(chunk_for(model, plan), chunk_for(model, reference))
+    own = _of_one(model, plan, tokens[:-1], start, chunk, trace)
+    beside = None if reference is None else _of_one(model, reference, tokens[:-1], start, chunk)
+    with lasting(model, own.longest if beside is None else max(own.longest, beside.longest)), exact_angles(model):
+        alone = ((*piece, None) for piece in behind(start, own.read))
+        both = None if beside is None else together(behind(start, own.read), behind(start, beside.read))
+        for first, hidden, other in alone if both is None else both:
+            end = first + len(hidden)
+            found = measured(model, hidden, tokens[first + 1 : end + 1], other)
+            held = [0] * len(hidden)
+            if plan.context is None:
+                held = bytes_held(plan, model.dtype.itemsize, np.arange(first + 1, end + 1)).tolist()
+            yield from (steps for _, steps in Pending(found, [Part(0, first + 1, held)]).steps())
+
+
+def _of_one(
+    model: PreTrainedModel, plan: Plan, tokens: Tensor, start: int, chunk: int | None, trace: Trace | None = None
+) -> States[int]:
+    """States of one stream, ``(n, width)``, by where each piece begins."""
+    if plan.context is not None:
+        return fresh_states(model, plan.context, tokens, start, chunk)
+    if plan.dense:
+        check_reach(model, len(tokens))
+    states = states_of(model, StreamCache(model, plan, trace), [tokens], chunk)
+    return States(states.longest, ((piece.begin, hidden[0]) for piece, hidden in states.read))

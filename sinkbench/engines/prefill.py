@@ -25,7 +25,7 @@ def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace |
     tokens = tokens.to(model.device)
     close = plan.by_score or not plan.as_computed
     if not close and refuses_chunks(model, cache, len(tokens) + 1) is None:
-        for _ in hidden_states(model, cache, tokens):
+        for _ in hidden_states(model, cache, [tokens]):
             pass
     else:
         with one_by_one(model, cache, len(tokens) + 1) as feed:

@@ -92,6 +92,15 @@ class CapturedStream:
             return None
         return self.alibi.slopes[:, None] if layer.plan.gap else self.alibi.table(capacity).contiguous()
 
+    def restart(self, tokens: Tensor) -> None:
+        """Begin another stream, no longer than the one this was made for, with the graph that there is."""
+        self.tokens[: len(tokens)] = tokens.to(self.device)
+        for ring in self.rings:
+            ring.keys.zero_()
+            ring.values.zero_()
+        self.fed = self.at = 0
+        self._stand()
+
     def prime(self, cache: StreamCache) -> None:
         """Take up the stream where ``cache`` has left it; to be called before the first step."""
         self.fed, self.at = cache.seen, cache.position

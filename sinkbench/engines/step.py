@@ -1,7 +1,7 @@
 """What an engine hands on."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +16,7 @@ class Steps:
         latency: seconds of the step, device synchronised; ``None`` where no step a token happened.
         vram: GiB allocated over all visible CUDA devices; ``None`` without CUDA.
         kv_cache_bytes: keys and values that the strategy holds after each token.
+        columns: further measures by column (:mod:`sinkbench.results.columns`), a value a prediction.
     """
 
     first: int
@@ -23,6 +24,7 @@ class Steps:
     latency: float | None
     vram: float | None
     kv_cache_bytes: Sequence[int]
+    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def vram_allocated() -> float | None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,19 +10,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.forward import one_by_one
+from sinkbench.engines.divergence import divergence
 from sinkbench.engines.head import loss
-from sinkbench.engines.prefill import prefilled
+from sinkbench.engines.predictor import Predictor
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
-from sinkbench.positions.detection import check_reach
+from sinkbench.positions.exact import exact_angles
+from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
 
 
 @dataclass(frozen=True)
 class Stepwise:
-    """The plain way: any model, any plan that carries a cache."""
+    """The plain way: any model, any plan that carries a cache.
+
+    Attributes:
+        reference: the plan to diverge from; ``None`` for none.
+    """
 
     model: PreTrainedModel
+    reference: Plan | None = None
 
     def refuses(self, plan: Plan) -> str | None:
         return None if plan.context is None else "no cache is carried: each token is read afresh"
@@ -29,17 +36,31 @@ class Stepwise:
     @torch.inference_mode()
     def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. The latency of a step spans the forward and the loss, from token to number."""
-        model = self.model
-        if plan.dense:
-            check_reach(model, len(tokens) - 1)
-        cache = prefilled(model, plan, tokens[:start], trace)
-        tokens = tokens.to(model.device)
-        with one_by_one(model, cache, len(tokens)) as feed:
-            for t in range(start, len(tokens) - 1):
+        yield from one_a_step(self.model, plan, tokens, start, trace, self.reference)
+
+
+def one_a_step(
+    model: PreTrainedModel, plan: Plan, tokens: Tensor, start: int, trace: Trace | None, reference: Plan | None
+) -> Iterator[Steps]:
+    """As :meth:`Engine.run`, a forward a token; a reference has another, which is no part of the latency."""
+    own = Predictor(model, plan, tokens, start, trace)
+    beside = None if reference is None else Predictor(model, reference, tokens, start)
+    tokens = tokens.to(model.device)
+    alone = own.reading() if beside is None else nullcontext()  # two predictors take turns
+    longest = own.longest if beside is None else max(own.longest, beside.longest)
+    with lasting(model, longest), exact_angles(model), alone:
+        for t in range(start, len(tokens) - 1):
+            label = tokens[t + 1 : t + 2]
+            with own.reading() if beside is not None else nullcontext():
                 synchronize()
                 begin = time.perf_counter()
-                logits = feed(tokens[t : t + 1]).logits[0, -1:]
-                nll = loss(logits, tokens[t + 1 : t + 2]).item()
+                logits = own.logits(t)
+                nll = loss(logits, label).item()
                 synchronize()
                 latency = time.perf_counter() - begin
-                yield Steps(t + 1, [nll], latency, vram_allocated(), [cache.nbytes])
+            columns = {}
+            if beside is not None:
+                with beside.reading():
+                    found = divergence(logits, beside.logits(t), label)
+                columns = {name: values.tolist() for name, values in found.items()}
+            yield Steps(t + 1, [nll], latency, vram_allocated(), [own.nbytes], columns)

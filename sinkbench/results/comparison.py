@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 
 from sinkbench.errors import UserError
+from sinkbench.results.documents import mean_by_length, named_place, places_of, streams_of
 from sinkbench.results.intervals import Interval, interval
+from sinkbench.results.rows import predictions_in, starts_of
 from sinkbench.results.run import DENSE
 from sinkbench.signals import check
 
@@ -29,6 +31,8 @@ class Comparison:
         tokens: how many all runs have read.
         spacing: tokens from one row that all have to the next: more than 1 makes onsets approximate; with more than
             ``SPARSE`` there are none.
+        documents: how many streams these tokens are of.
+        longest: the most tokens that were read of one of them.
         perplexity: ``exp`` of the mean NLL.
         loss: mean NLL minus that of the baseline over the same tokens, nats; ``None`` without a baseline.
         mean_difference: mean absolute difference of its NLLs to the baseline's, nats, of the rows there are.
@@ -40,6 +44,8 @@ class Comparison:
     name: str
     tokens: int
     spacing: int
+    documents: int
+    longest: int
     perplexity: Interval
     loss: Interval | None
     mean_difference: float | None
@@ -61,11 +67,15 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
         UserError: the runs predicted different tokens, or share no row.
     """
     frames = shared_rows(runs)
-    places = next(iter(frames.values()))["input_length"].to_numpy()
+    one = next(iter(frames.values()))
+    streams, lengths = streams_of(one), one["input_length"].to_numpy()
+    places = np.unique(lengths)
     spacing = int(np.median(np.diff(places))) if len(places) > 1 else 1
     nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
     means = {name: _mean(frame) for name, frame in frames.items()}
     known = {name: np.where(np.isfinite(values), values, NO_NUMBER) for name, values in nll.items()}
+    if streams is not None:  # an onset is an input length, at which documents come to their mean
+        known = {name: mean_by_length(lengths, values)[1] for name, values in known.items()}
     best, base = _best(list(known.values())), baseline if baseline in nll else None
     compared = []
     for name, values in nll.items():
@@ -74,16 +84,18 @@ def compare_runs(runs: dict[str, pd.DataFrame], baseline: str | None = DENSE) ->
         if base is not None and name != base:
             with np.errstate(invalid="ignore"):  # of two that are infinite
                 apart = values - nll[base]
-            loss = interval(apart).moved(means[name] - means[base])
+            loss = interval(apart, streams=streams).moved(means[name] - means[base])
             mean_difference = float(np.abs(apart).mean())
             diverges = _onset(known[name] - known[base], DIVERGED)
         breaks = _onset(known[name] - np.where(best < NO_NUMBER, best, 0.0), BROKEN)
         compared.append(
             Comparison(
                 name,
-                tokens=int(places[-1]),
+                tokens=predictions_in(one),
                 spacing=spacing,
-                perplexity=interval(values).moved(means[name]).exp(),
+                documents=len(starts_of(one)),
+                longest=int(places[-1]),
+                perplexity=interval(values, streams=streams).moved(means[name]).exp(),
                 loss=loss,
                 mean_difference=mean_difference,
                 diverges=_token(diverges, places, spacing),
@@ -105,7 +117,7 @@ def onset_text(token: int, spacing: int) -> str:
 
 
 def shared_rows(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
-    """Of each run, the rows that all have, one for each length, in order.
+    """Of each run, the rows that all have, one for each place (a document and a length), in order.
 
     Raises:
         UserError: the runs predicted different tokens, or share no row.
@@ -118,19 +130,20 @@ def shared_rows(runs: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
 
 
 def shared_lengths(frames: Iterable[pd.DataFrame]) -> np.ndarray:
-    """The input lengths of which all ``frames`` have a row, in order."""
-    return reduce(np.intersect1d, (frame["input_length"].to_numpy() for frame in frames))
+    """The places (:func:`places_of`) of which all ``frames`` have a row, in order."""
+    return reduce(np.intersect1d, (places_of(frame) for frame in frames))
 
 
 def _at(frame: pd.DataFrame, places: np.ndarray) -> pd.DataFrame:
-    """One row for each length in ``places``."""
-    return frame.drop_duplicates("input_length").set_index("input_length").loc[places].reset_index()
+    """One row for each of ``places``."""
+    known, rows = np.unique(places_of(frame), return_index=True)
+    return frame.iloc[rows[np.searchsorted(known, places)]].reset_index(drop=True)
 
 
 def _mean(frame: pd.DataFrame) -> float:
     """The mean NLL of all tokens up to the last row."""
     last = frame.iloc[-1]
-    whole = len(frame) == last["input_length"]
+    whole = len(frame) == predictions_in(frame)
     return float(frame["nll"].to_numpy().mean() if whole or "overall_ppl" not in frame else np.log(last["overall_ppl"]))
 
 
@@ -138,25 +151,25 @@ def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
     """Raise where two runs did not predict the same tokens, as far as their files say."""
     differ = first_difference(runs)
     if differ:
-        first, name, token = differ
+        first, name, place = differ
         raise UserError(
-            f"{first} and {name} are not over the same tokens: they differ from token {token} on; "
+            f"{first} and {name} are not over the same tokens: they differ from token {named_place(place)} on; "
             "compare runs of one dataset, column and tokenizer"
         )
 
 
 def first_difference(runs: dict[str, pd.DataFrame]) -> tuple[str, str, int] | None:
-    """Two runs that predicted different tokens, and where first; ``None`` where the rows that they share agree."""
+    """Two runs that predicted different tokens, and the first such place; ``None`` where the rows they share agree."""
     known = [
-        (name, frame.dropna(subset=["token"]).drop_duplicates("input_length"))
+        (name, frame[["token"]].assign(place=places_of(frame)).dropna().drop_duplicates("place"))
         for name, frame in runs.items()
         if "token" in frame
     ]
     known = [(name, frame) for name, frame in known if len(frame)]
     for name, frame in known[1:]:
         first, of_first = known[0]
-        both = of_first.merge(frame, on="input_length")
-        differ = both["input_length"][both["token_x"] != both["token_y"]]
+        both = of_first.merge(frame, on="place")
+        differ = both["place"][both["token_x"] != both["token_y"]]
         if len(differ):
             return first, name, int(differ.iloc[0])
     return None

@@ -18,9 +18,20 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from sinkbench.errors import UserError
 from sinkbench.files import check_output
-from sinkbench.results.axes import INK, coinciding, draw_legend, draw_run, dress, legend_shape, set_limits, space_axes
+from sinkbench.results.axes import (
+    INK,
+    coinciding,
+    draw_legend,
+    draw_run,
+    dress,
+    legend_shape,
+    set_limits,
+    set_logarithmic,
+    space_axes,
+)
 from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.documents import by_length
 from sinkbench.results.files import encodable, replace_file
 from sinkbench.results.looks import looks_of
 from sinkbench.results.run import strategy_of
@@ -78,8 +89,11 @@ def draw(
     axes = [figure.add_subplot()]
     axes += [axes[0].twinx() for _ in shown[1:]]
     for ax, feature, (of_feature, unit) in zip(axes, shown, curves, strict=True):
-        set_limits(ax, of_feature, log_perplexity_limit if feature.drawing.limited else 0.0)
-        groups = coinciding(of_feature, ax.get_ylim())
+        if feature.drawing.logarithmic:
+            groups = set_logarithmic(ax, of_feature)
+        else:
+            set_limits(ax, of_feature, log_perplexity_limit if feature.drawing.limited else 0.0)
+            groups = coinciding(of_feature, ax.get_ylim())
         for name, curve in of_feature.items():
             label = f"{name} {feature.measure.label}"
             draw_run(ax, curve, label, looks[name], feature.line, groups[name], names.index(name) / len(names))
@@ -159,6 +173,7 @@ def _kept(results: Results, skip_first: int) -> dict[str, pd.DataFrame]:
     """The runs that have rows behind the first ``skip_first``, without those."""
     if skip_first < 0:
         raise UserError(f"--skip-first is {skip_first}: give 0 or more")
+    results = {name: by_length(frame) for name, frame in results.items()}
     kept = {name: frame.iloc[skip_first:] for name, frame in results.items() if len(frame) > skip_first}
     if not kept:
         longest = max(map(len, results.values()), default=0)
@@ -200,7 +215,9 @@ def _curves(results: Results, feature: Shown) -> tuple[dict[str, Curve], str]:
     curves: dict[str, Curve] = {}
     for name, frame in results.items():
         if _has(frame, feature.measure):
-            curve = curve_of(frame, feature.measure.column, feature.drawing.transform, POINTS)
+            curve = curve_of(
+                frame, feature.measure.column, feature.drawing.transform, POINTS, feature.drawing.logarithmic
+            )
             if curve:
                 curves[name] = curve
     unit, factor = feature.measure.unit(max((y.max() for _, y in curves.values()), default=1.0))

@@ -1,10 +1,11 @@
-"""Means of dependent values with intervals."""
+"""Means of dependent values with intervals: of tokens of one stream, or of several documents."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 RESAMPLES = 2000
+DRAWS = 2**20  # numbers drawn at a time
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,16 @@ class Interval:
         return Interval(to, self.low + by, self.high + by) if np.isfinite(by) else self
 
 
-def interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of ``values`` and its 95 % interval by a circular block bootstrap (Politis and Romano, 1992).
+def interval(values: np.ndarray, seed: int = 0, streams: np.ndarray | None = None) -> Interval:
+    """The mean of ``values`` and its 95 % interval.
 
-    Neighbouring tokens are not independent, so blocks are drawn, not tokens: ``2 n^(1/3)`` of them in length, at
-    least 32.
+    Of one stream by a circular block bootstrap (Politis and Romano, 1992): neighbouring tokens are not independent, so
+    blocks are drawn, not tokens: ``2 n^(1/3)`` of them in length, at least 32. Of several documents, whose numbers
+    ``streams`` has for each value, by drawing documents.
     """
     n = len(values)
+    if streams is not None and len(documents := np.unique(streams, return_inverse=True)[1]) and documents.max() > 0:
+        return _over_documents(values, documents, seed)
     block = min(n, max(32, round(2 * n ** (1 / 3))))
     sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
     with np.errstate(invalid="ignore"):  # where a value is none, so is its interval
@@ -43,4 +47,17 @@ def interval(values: np.ndarray, seed: int = 0) -> Interval:
     count = -(-n // block)
     draws = np.random.default_rng(seed).integers(0, n, size=(RESAMPLES, count))
     low, high = np.quantile(means[draws].mean(axis=1), [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high))
+
+
+def _over_documents(values: np.ndarray, documents: np.ndarray, seed: int) -> Interval:
+    """The mean of ``values`` with its interval from drawing documents; a mean is a sum over a number of tokens."""
+    sums, counts = np.bincount(documents, values), np.bincount(documents).astype(float)
+    draw, n = np.random.default_rng(seed), len(sums)
+    at_once = max(1, min(RESAMPLES, DRAWS // n))
+    means = []
+    for begin in range(0, RESAMPLES, at_once):
+        chosen = draw.integers(0, n, size=(min(at_once, RESAMPLES - begin), n))
+        means.append(sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high))

@@ -79,6 +79,33 @@ def parse(data: bytes, columns: Sequence[str]) -> Rows:
     return Rows(_numbers(data[:size].removeprefix(MARK), header, wanted), size)
 
 
+def starts_of(frame: "pd.DataFrame") -> np.ndarray:
+    """The indices of the rows with which streams begin; of a file without documents, that of the first row."""
+    if not len(frame):
+        return np.empty(0, int)
+    streams = frame["stream"].to_numpy() if "stream" in frame else np.full(len(frame), np.nan)
+    begins = (streams[1:] != streams[:-1]) & ~(np.isnan(streams[1:]) & np.isnan(streams[:-1]))
+    return np.concatenate(([0], np.flatnonzero(begins) + 1))
+
+
+def predictions_in(frame: "pd.DataFrame") -> int:
+    """How many tokens were predicted up to the last row, those of rows that were not written among them."""
+    ends = np.append(starts_of(frame)[1:], len(frame)) - 1
+    return int(frame["input_length"].to_numpy()[ends].sum())
+
+
+def is_whole(frame: "pd.DataFrame", every: int = 1) -> bool:
+    """Whether these are the first rows of a run: every so many-th of each stream and its last, stream after stream."""
+    starts = starts_of(frame)
+    ends = np.append(starts[1:], len(frame)) - 1
+    lengths = frame["input_length"].to_numpy()
+    within = np.arange(len(frame)) - np.repeat(starts, ends - starts + 1)
+    due, last = (within + 1) * every, np.isin(np.arange(len(frame)), ends)
+    right = (lengths == due) | (last & (lengths < due) & (lengths > due - every))
+    numbered = "stream" not in frame or np.array_equal(frame["stream"].to_numpy()[starts], np.arange(len(starts)))
+    return bool(right.all() and numbered)
+
+
 def complete_rows_in(path: Path) -> int:
     """How many complete rows a file has, by its line breaks alone; 0 where it cannot be read."""
     try:

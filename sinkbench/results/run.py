@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sinkbench.results.rows import predictions_in, starts_of
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -46,13 +48,13 @@ class Run:
 
     @property
     def length(self) -> int:
-        """Tokens read, by its last row."""
-        return int(self.frame["input_length"].iloc[-1]) if len(self.frame) else 0
+        """Tokens read, by its last row; of documents, by the last row of each."""
+        return predictions_in(self.frame) if len(self.frame) else 0
 
     @property
     def spacing(self) -> int:
         """Tokens from one row to the next; more than 1 where rows were left out to keep the file small."""
-        steps = self.frame["input_length"].diff().dropna()
+        steps = self.frame["input_length"].diff().drop(self.frame.index[starts_of(self.frame)])
         # a single row may be the first of a thinned file
         return max(1, int(steps.mode().iloc[0]) if len(steps) else self.length)
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from sinkbench.results.columns import MEASURES, ComparedAs, Measure
 from sinkbench.results.comparison import shared_rows
+from sinkbench.results.divergence import divergence_of, has_reference
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.signals import check
 
@@ -44,30 +46,32 @@ def statistics_of(runs: "dict[str, pd.DataFrame]") -> list[MeasureStatistics]:
         for measure in MEASURES.values()
         if measure.compared is not ComparedAs.NONE and any(_known(frame, measure) for frame in runs.values())
     ]
-    if not measures:
+    if not measures and not any(has_reference(frame) for frame in runs.values()):
         return []
     shared = shared_rows(runs)
     values = {
         measure: {
-            name: frame[measure.column].dropna().to_numpy() for name, frame in shared.items() if _known(frame, measure)
+            name: frame[frame[measure.column].notna()] for name, frame in shared.items() if _known(frame, measure)
         }
         for measure in measures
     }
-    return [_statistics(measure, of_runs) for measure, of_runs in values.items() if of_runs]
+    further = [_statistics(measure, of_runs) for measure, of_runs in values.items() if of_runs]
+    return [*(MeasureStatistics(*table) for table in divergence_of(shared)), *further]
 
 
 def _known(frame: "pd.DataFrame", measure: Measure) -> bool:
     return measure.column in frame and bool(frame[measure.column].notna().any())
 
 
-def _statistics(measure: Measure, values: Mapping[str, np.ndarray]) -> MeasureStatistics:
+def _statistics(measure: Measure, frames: "Mapping[str, pd.DataFrame]") -> MeasureStatistics:
+    values = {name: frame[measure.column].to_numpy() for name, frame in frames.items()}
     unit, factor = measure.unit(max(float(known.max()) for known in values.values()))
     if measure.compared is ComparedAs.SHARE:
         unit, factor = "%", 100.0
     runs: dict[str, dict[str, Interval | float]] = {}
     for name, known in values.items():
         check()
-        runs[name] = {"mean": interval(known).times(factor)}
+        runs[name] = {"mean": interval(known, streams=streams_of(frames[name])).times(factor)}
         if measure.compared is ComparedAs.DISTRIBUTION:
             runs[name] |= {about: float(np.quantile(known, q)) * factor for about, q in QUANTILES.items()}
     return MeasureStatistics(measure, unit, runs)

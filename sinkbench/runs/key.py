@@ -3,7 +3,8 @@
 Results with one key have the same NLLs: in float32 up to rounding, in half precision up to what kernels of one kind of
 device differ by. It covers the weights with the configuration and the code that a model brings, the ids of all tokens,
 the dtype, the strategy with its parameters, positions, format and, where it is not built in, its source with what that
-imports, and every option that decides as it stands (:attr:`sinkbench.config.Option.decides`). What it does not cover is
+imports, the reference likewise where there is one, and every option that decides as it stands
+(:attr:`sinkbench.config.Option.decides`). What it does not cover is
 the device: that decides what a result costs and how far it comes, so a sweep compares devices too
 (:mod:`sinkbench.sweeps.plan`). Nor are versions of packages in it, which are on record, nor files that code reads by
 itself.
@@ -12,7 +13,7 @@ itself.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from sinkbench.errors import UserError
 from sinkbench.models.gguf import digest
 from sinkbench.models.loading import TORCH_DTYPES, Checkpoint, code_elsewhere
 from sinkbench.strategies import Chosen
+from sinkbench.strategies.reference import reference_by
 
 CONFIGURATIONS = ("config.json", "config.*.json")  # transformers may take the one for its version
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.index.json")
 
 
-def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) -> dict[str, Any]:
+def identified(config: RunConfig, chosen: Chosen, streams: Sequence[Tensor], weights: str) -> dict[str, Any]:
     """The part of a run's record that says what determines it, and ``key``, a hash of that.
 
     ``weights`` are those of :func:`weights_of`.
@@ -38,9 +40,12 @@ def identified(config: RunConfig, chosen: Chosen, tokens: Tensor, weights: str) 
         "weights": weights,
         "dtype": dtype(config.model),
         "strategy": chosen.identity,
-        "tokens": fingerprint(tokens),
+        "tokens": fingerprint(*streams),
         **config.deciding,
     }
+    reference = reference_by(config)
+    if reference is not None:
+        about["reference"] = reference.identity
     if config.random_weights:  # each kind of device has a generator of its own
         about["drawn_on"] = "cpu" if config.device_map == "cpu" or not torch.cuda.is_available() else "cuda"
     return {"determined_by": about, "key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()}
@@ -111,6 +116,11 @@ def _sum(folder: Path, files: Iterable[Path]) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def fingerprint(tokens: Tensor) -> str:
-    """SHA-256 of token ids as little-endian 64-bit integers."""
-    return hashlib.sha256(tokens.numpy().astype("<i8").tobytes()).hexdigest()
+def fingerprint(*streams: Tensor) -> str:
+    """SHA-256 of token ids as little-endian 64-bit integers; of several streams, the length of each before its ids."""
+    total = hashlib.sha256()
+    for tokens in streams:
+        if len(streams) > 1:
+            total.update(len(tokens).to_bytes(8, "little"))
+        total.update(tokens.numpy().astype("<i8").tobytes())
+    return total.hexdigest()

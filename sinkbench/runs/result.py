@@ -15,6 +15,8 @@ class RunResult:
     experiment: str
     csv: Path
     rows: int = 0
+    expected: int | None = None  # rows at the end, where that is known
+    stream: int = 0  # the document that the last row is of
     overall_ppl: float = float("nan")
     exit_reason: str = RUNNING
     seconds: float = 0.0

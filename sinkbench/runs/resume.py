@@ -1,22 +1,23 @@
 """A run taken up where it was broken off: its rows are checked against the stream, and its record goes on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from sinkbench.config import LATER
 from sinkbench.errors import UserError
+from sinkbench.files import read_bytes
 from sinkbench.results.columns import BASE_COLUMNS
 from sinkbench.results.record import read_record
+from sinkbench.results.rows import Rows
 from sinkbench.runs.result import RunResult
-from sinkbench.runs.writer import RowWriter, complete_rows
+from sinkbench.runs.writer import RowWriter, complete_rows, sum_behind
 from sinkbench.validation import checked
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 GROWS = ("num_tokens", "tokens")  # a run may go on for longer than it was begun for; its tokens are compared one by one
 SLACK = 1e-6  # of a perplexity against its NLL: another machine's exp may round otherwise
@@ -24,7 +25,7 @@ ROUNDS = ("chunk_size", "cuda_graphs")  # what float32 numbers depend on by roun
 BEGIN_ANEW = "give --overwrite to begin anew, or another --output-dir"
 
 
-def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: RunResult) -> None:
+def resumed(writer: RowWriter, record: dict[str, Any], streams: Sequence[Tensor], result: RunResult) -> None:
     """Let ``writer``, ``record`` and ``result`` stand where the run was broken off; nothing where there is none.
 
     Raises:
@@ -34,15 +35,21 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
         return
     before = _record(writer.path)
     _same_run(writer.path, before, record)
+    due = due_rows(streams, writer.every)
     rows = complete_rows(writer.path, writer.columns)
+    if writer.every > 1:
+        rows = _without_left(writer.path, rows, due)
     if not len(rows):
         return
-    writer.take_up(rows, _checked_sum(writer.path, rows.frame, tokens))
+    total = _checked_sum(writer.path, rows, due, writer.every)
+    writer.take_up(rows, total, int(due["number"][len(rows) - 1]))
+    if writer.every > 1:  # some may be in rows that were not written
+        writer.not_finite = max(writer.not_finite, before.get("rows_not_finite") or 0)
     this = record["sessions"][0]
     kept = ("started", "ended", "exit_reason", "resumed_at", "device", "versions", "command", "notes")
     record |= {name: before[name] for name in kept if name in before}
     record["sessions"] = _sessions(before, writer.rows)
-    if writer.rows < len(tokens) - 1:
+    if len(rows) < len(due["number"]):
         record |= {
             "resumed_at": [*(before.get("resumed_at") or []), writer.rows],
             "exit_reason": "running",
@@ -52,10 +59,13 @@ def resumed(writer: RowWriter, record: dict[str, Any], tokens: Tensor, result: R
             "sessions": [*record["sessions"], {**this, "first_row": writer.rows + 1}],
         }
     result.rows, result.overall_ppl, result.not_finite = writer.rows, writer.perplexity, writer.not_finite
+    result.stream = int(due["stream"][len(rows) - 1])
     result.seconds = before.get("seconds") or 0.0
     result.untimed = max(0, writer.rows - (before.get("timed_rows", before.get("rows")) or 0))
     result.peak_vram = max(rows.frame["cuda_vram_allocated"].dropna(), default=None)
     result.kv_cache_bytes = int(rows.frame["kv_cache_bytes"].max())
+    if writer.every > 1:  # the highest may be in a row that was not written
+        result.kv_cache_bytes = max(result.kv_cache_bytes, before.get("peak_kv_cache_bytes") or 0)
     result.latency = median(writer.latencies) if writer.latencies else None
     for name in ("model", "dataset", "dtype"):  # of a run that is complete; the others say it anew
         record.setdefault(name, before.get(name))
@@ -130,6 +140,8 @@ class _Taken(BaseModel):
     exit_reason: str | None = None
     rows: NonNegativeInt | None = None
     timed_rows: NonNegativeInt | None = None
+    rows_not_finite: NonNegativeInt | None = None
+    peak_kv_cache_bytes: NonNegativeInt | None = None
     seconds: NonNegativeFloat | None = None
     resumed_at: list[int] | None = None
     notes: list[Any] | None = None
@@ -140,7 +152,10 @@ def _same_run(csv: Path, before: dict[str, Any], record: dict[str, Any]) -> None
     was, now = before["determined_by"], record["determined_by"]
     if "strategy" not in was:
         raise UserError(f"cannot go on with {csv}: an older sinkbench wrote it, whose keys say less; {BEGIN_ANEW}")
-    free = GROWS + (ROUNDS if now["dtype"] == "float32" else ())
+    # of documents, more may follow; each is read as far as before
+    free = (GROWS if "documents" not in now else ("tokens",)) + (ROUNDS if now["dtype"] == "float32" else ())
+    later = {**LATER, "reference": None}
+    was, now = {**later, **was}, {**later, **now}
     for name in now:
         if name not in free and was.get(name) != now[name]:
             what, old, new = _difference(name, was.get(name), now[name])
@@ -154,24 +169,61 @@ def _difference(name: str, was: Any, now: Any) -> tuple[str, Any, Any]:
     if isinstance(was, dict) and isinstance(now, dict):
         key = next(key for key in {**now, **was} if was.get(key) != now.get(key))
         return _difference(key, was.get(key), now.get(key))
-    return name, was, now
+    old, new = (value.get("strategy") if isinstance(value, dict) else value for value in (was, now))
+    return name, old, new
 
 
-def _checked_sum(csv: Path, frame: "pd.DataFrame", tokens: Tensor) -> float:
+def due_rows(streams: Sequence[Tensor], every: int) -> dict[str, np.ndarray]:
+    """Where the rows of a whole run are, by column; ``number``: over how many tokens the mean of a row is."""
+    parts: dict[str, list[np.ndarray]] = {"stream": [], "input_length": [], "number": [], "token": []}
+    before = 0
+    for stream, tokens in enumerate(streams):
+        last = len(tokens) - 1
+        lengths = np.arange(every, last + 1, every)
+        if last % every:
+            lengths = np.append(lengths, last)
+        parts["stream"].append(np.full(len(lengths), stream))
+        parts["input_length"].append(lengths)
+        parts["number"].append(before + lengths)
+        parts["token"].append(tokens.numpy()[lengths])
+        before += last
+    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _without_left(csv: Path, rows: Rows, due: dict[str, np.ndarray]) -> Rows:
+    """``rows`` without a last one that an unbroken run would not have written: where it was broken off."""
+    n = len(rows)
+    if not n or n > len(due["number"]) or rows.frame["input_length"].iloc[-1] >= due["input_length"][n - 1]:
+        return rows
+    size = read_bytes(csv)[: rows.size - 1].rfind(b"\n") + 1
+    return Rows(rows.frame.iloc[:-1], size)
+
+
+def _checked_sum(csv: Path, found: Rows, due: dict[str, np.ndarray], every: int) -> float:
     """The sum of the NLLs; every row must be one that this run would have written."""
-    if len(frame) > len(tokens) - 1:
-        raise UserError(f"cannot go on with {csv}: it has {len(frame)} rows, more than the {len(tokens) - 1} asked for")
-    rows = {name: frame[name].to_numpy() for name in BASE_COLUMNS}
-    number = np.arange(1, len(frame) + 1)
+    frame, count, asked = found.frame, len(found), len(due["number"])
+    if count > asked:
+        raise UserError(f"cannot go on with {csv}: it has {count} rows, more than the {asked} asked for")
+    rows = {name: frame[name].to_numpy() for name in frame}
+    number = due["number"][:count]
     with np.errstate(over="ignore", invalid="ignore"):
         sums = np.cumsum(rows["nll"])
-        right = (rows["input_length"] == number) & ~np.isneginf(rows["nll"])  # a model may overflow: then it is none
+        right = (rows["input_length"] == due["input_length"][:count]) & ~np.isneginf(rows["nll"])  # one may overflow
         right &= np.isclose(rows["ppl"], np.exp(rows["nll"]), rtol=SLACK, atol=0, equal_nan=True)
-        right &= np.isclose(rows["overall_ppl"], np.exp(sums / number), rtol=SLACK, atol=0, equal_nan=True)
+        if every == 1:
+            right &= np.isclose(rows["overall_ppl"], np.exp(sums / number), rtol=SLACK, atol=0, equal_nan=True)
         right &= np.isfinite(rows["kv_cache_bytes"]) & np.isfinite(rows["token"])
-    same = rows["token"] == tokens[1 : len(frame) + 1].numpy()
+        if "stream" in rows:
+            right &= rows["stream"] == due["stream"][:count]
+    same = rows["token"] == due["token"][:count]
     wrong = np.flatnonzero(~(right & same))
     if len(wrong):
         what = "is of another text" if right[wrong[0]] else "is damaged"
         raise UserError(f"cannot go on with {csv}: line {wrong[0] + 2} {what}; {BEGIN_ANEW}")
-    return float(sums[-1])
+    return float(sums[-1]) if every == 1 else _sum_of_last(csv, found.size, int(number[-1]))
+
+
+def _sum_of_last(csv: Path, size: int, rows: int) -> float:
+    """The sum that the last row says, to the bit: what reads whole tables rounds."""
+    line = read_bytes(csv)[:size].rstrip().rpartition(b"\n")[2]
+    return sum_behind(float(line.split(b",")[BASE_COLUMNS.index("overall_ppl")]), rows)

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -17,13 +17,19 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
-from sinkbench.data.stream import Stream, read_stream
+from sinkbench.data.protocols import Window
+from sinkbench.data.stream import Streams, read_streams
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
+from sinkbench.engines.streams import run_many
+from sinkbench.engines.windows import read_windows
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.results.columns import further_columns
+from sinkbench.results.divergence import beyond_training
 from sinkbench.runs.key import fingerprint, identified, weights_of
+from sinkbench.runs.protocol import lead_of, on_record, tokens_for, windows_for
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.resume import close_session, resumed
@@ -32,6 +38,7 @@ from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
+from sinkbench.strategies.reference import reference_by, span
 from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
@@ -58,10 +65,13 @@ def run(
         UserError: whatever the user can mend; rows that are complete stay.
     """
     config, chosen = named(config), chosen_by(config)
+    if config.protocol != "stream" and config.resume:  # as a sweep asks of all: windows are soon read anew
+        config = config.but(resume=False, overwrite=True)
     result = RunResult(chosen.name, config.csv)
-    with signals() as watching, RowWriter(config.csv, config.overwrite, resume=config.resume) as writer:
+    reference = reference_by(config)
+    with signals() as watching, _writer_for(config) as writer:
         record = opening(config, chosen)
-        work = _Work(config, chosen, record, result, writer, watch, note)
+        work = _Work(config, chosen, reference, record, result, writer, watch, note)
         error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
         error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
@@ -81,6 +91,7 @@ class _Work:
     """A run under way.
 
     Attributes:
+        reference: the strategy to diverge from; ``None`` for none.
         reason: how it ends if nothing ends it early.
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
@@ -89,6 +100,7 @@ class _Work:
 
     config: RunConfig
     chosen: Chosen
+    reference: Chosen | None
     record: dict[str, Any]
     result: RunResult
     writer: RowWriter
@@ -102,15 +114,19 @@ class _Work:
     def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
         """Everything between the opening of the files and their end."""
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
-        stream = read_stream(config.source, config.num_tokens + 1, lambda: load_tokenizer(checkpoint()))
-        if stream.exhausted and len(stream.tokens) - 1 < config.num_tokens:
+        count = tokens_for(config)
+        streams = read_streams(config.source, count, lambda: load_tokenizer(checkpoint()))
+        windows = windows_for(config, streams.tokens[0])
+        expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
+        self.result.expected = expected
+        if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
             self.reason = ENDED
-        record |= identified(config, chosen, stream.tokens, weights_of(checkpoint()))
+        record |= identified(config, chosen, streams.tokens, weights_of(checkpoint()))
         check()
         if config.resume:
             with undisturbed():  # file, record and result are taken up together
-                resumed(writer, record, stream.tokens, self.result)
-        self.all_there = writer.rows == len(stream.tokens) - 1
+                resumed(writer, record, streams.tokens, self.result)
+        self.all_there = writer.rows == expected
         if self.all_there:
             writer.trim()
             self.result.exit_reason = self.reason
@@ -121,20 +137,44 @@ class _Work:
         model = load(checkpoint())
         check()
         _check_unchanged(checkpoint(), record)
-        _check_vocabulary(stream.tokens, model, config)
-        record |= _resolved(config, model, stream)
-        self._read(model, stream.tokens)
+        _check_vocabulary(streams.tokens, model, config)
+        record |= _resolved(config, model, streams)
+        if streams.skipped:
+            self.note(f"{streams.skipped:,} of the rows have fewer than 2 tokens and are left out")
+        if windows is None:
+            self._read(model, streams.tokens)
+        else:
+            self._read_windows(model, streams.tokens[0], windows, lead_of(config, checkpoint(), model))
 
-    def _read(self, model: PreTrainedModel, tokens: Tensor) -> None:
-        config, record, writer = self.config, self.record, self.writer
-        plan = self.chosen.plan(layer_sizes(model.config))
+    def _read_windows(self, model: PreTrainedModel, text: Tensor, windows: list[Window], lead: int | None) -> None:
+        config, record = self.config, self.record
+        record["protocol"] = on_record(config, windows, lead)
         note = _noting(record, self.result, self.note)
-        engine = choose_engine(model, plan, config.engine, config.cuda_graphs, config.chunk_size, note)
+        trained, longest = record["model"]["context_length"], max(window.fed for window in windows)
+        if trained is not None and longest > trained:
+            note(f"windows of {longest:,} tokens are longer than the {trained:,} the model was trained for")
+        steps = ((0, one) for one in read_windows(model, text, windows, lead, config.chunk_size))
+        _write(steps, [text], self.writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
+
+    def _read(self, model: PreTrainedModel, streams: Sequence[Tensor]) -> None:
+        config, record, writer = self.config, self.record, self.writer
+        sizes = layer_sizes(model.config)
+        plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
+        note = _noting(record, self.result, self.note)
+        engine = choose_engine(
+            model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference=reference
+        )
+        if self.reference and reference:
+            record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
+            beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
+            if beyond is not None:
+                note(beyond)
         self.trace = begun_trace(config, plan, note)
         if self.all_there and not plan.by_score:
             return  # the trace follows from the plan
-        steps = engine.run(plan, tokens, writer.rows, self.trace)
-        _write(steps, tokens, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
+        first, start = place_of(streams, writer.rows)
+        steps = run_many(engine, plan, streams, first, start, self.trace)
+        _write(steps, streams, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
 
     def keep_trace(self, error: BaseException | None) -> BaseException | None:
         """Write what was noted; ``error`` is what ended the work, and the answer what did, this among it."""
@@ -142,6 +182,23 @@ class _Work:
         if self.trace is None or not self.writer.rows or not read_so_far:
             return error
         return keep_trace(self.trace, self.chosen, self.writer, error)
+
+
+def _writer_for(config: RunConfig) -> RowWriter:
+    columns, gaps = further_columns(config), config.protocol != "stream"
+    return RowWriter(config.csv, config.overwrite, columns, config.resume, config.every, gaps)
+
+
+def place_of(streams: Sequence[Tensor], rows: int) -> tuple[int, int]:
+    """The stream in which the first ``rows`` predictions of ``streams`` end, and how many of them are its own.
+
+    Where these are all, it is the last one, whole.
+    """
+    for index, tokens in enumerate(streams[:-1]):
+        if rows < len(tokens) - 1:
+            return index, rows
+        rows -= len(tokens) - 1
+    return len(streams) - 1, rows
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:
@@ -175,8 +232,8 @@ def _overflows(watch: Watch, say: Callable[[str], None], dtype: str) -> Watch:
 
 
 def _write(
-    steps: Iterator[Steps],
-    tokens: Tensor,
+    steps: Iterator[tuple[int, Steps]],
+    streams: Sequence[Tensor],
     writer: RowWriter,
     result: RunResult,
     watch: Watch,
@@ -191,10 +248,15 @@ def _write(
     record |= {"seconds": before, "timed_rows": result.rows - result.untimed}  # should this session be killed
     write_json(writer.path.with_suffix(".json"), record, ready=writer.begin)
     try:
-        for step in chain([first], steps):
+        for index, step in chain([first], steps):
+            tokens = streams[index]
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
+            more: dict[str, Sequence[float]] = dict(step.columns)
+            if "stream" in writer.columns:
+                more["stream"] = [index] * len(predicted)
             with undisturbed():
-                writer.write(step, predicted)
+                writer.write(step, predicted, more, last=len(tokens) - 1)
+                result.stream = index
                 result.rows, result.overall_ppl = writer.rows, writer.perplexity  # what is written is on record
                 result.not_finite = writer.not_finite
             result.seconds = before + time.perf_counter() - begin
@@ -206,6 +268,8 @@ def _write(
             watch(step, result)
     finally:
         result.latency = median(latencies) if latencies else None
+        with undisturbed(), suppress(UserError):  # whoever goes on does without it
+            writer.write_left()
 
 
 def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
@@ -227,7 +291,8 @@ def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
     }
 
 
-def _resolved(config: RunConfig, model: PreTrainedModel, stream: Stream) -> dict[str, Any]:
+def _resolved(config: RunConfig, model: PreTrainedModel, streams: Streams) -> dict[str, Any]:
+    several = {"streams": len(streams.tokens), "skipped": streams.skipped} if config.documents else {}
     return {
         "model": {
             "name": config.model_name_or_path,
@@ -241,9 +306,10 @@ def _resolved(config: RunConfig, model: PreTrainedModel, stream: Stream) -> dict
         "dtype": str(model.dtype).removeprefix("torch."),
         "dataset": {
             "name": config.dataset_name,
-            "revision": stream.revision,
-            "tokens": len(stream.tokens),
-            "sha256": fingerprint(stream.tokens),
+            "revision": streams.revision,
+            "tokens": sum(map(len, streams.tokens)),
+            "sha256": fingerprint(*streams.tokens),
+            **several,
         },
     }
 
@@ -258,6 +324,7 @@ def _close(
         "ended": now(),
         "exit_reason": reason,
         "rows": result.rows,
+        **({"rows_written": writer.written} if writer.every > 1 else {}),
         "overall_ppl": result.overall_ppl if result.rows else None,
         "rows_not_finite": result.not_finite,
         "seconds": result.seconds,
@@ -301,9 +368,9 @@ def _check_unchanged(checkpoint: Checkpoint, record: dict[str, Any]) -> None:
         raise UserError(f"the files of {checkpoint.source.name!r} were changed while they were read: run it again")
 
 
-def _check_vocabulary(tokens: Tensor, model: PreTrainedModel, config: RunConfig) -> None:
+def _check_vocabulary(streams: Sequence[Tensor], model: PreTrainedModel, config: RunConfig) -> None:
     size = model.get_input_embeddings().weight.shape[0]
-    low, high = int(tokens.min()), int(tokens.max())
+    low, high = min(int(tokens.min()) for tokens in streams), max(int(tokens.max()) for tokens in streams)
     if low < 0 or high >= size:
         raise UserError(
             f"token id {low if low < 0 else high} in {config.dataset_name!r} is outside the vocabulary of "

@@ -32,6 +32,11 @@ def perplexity(mean_nll: float) -> float:
     return math.inf if mean_nll >= 709.78 else math.exp(mean_nll)
 
 
+def sum_behind(overall_ppl: float, rows: int) -> float:
+    """The sum of the NLLs of ``rows`` tokens, by the ``overall_ppl`` of the last one."""
+    return math.log(overall_ppl) * rows if overall_ppl > 0 else math.nan
+
+
 def complete_rows(path: Path, columns: Sequence[str]) -> Rows:
     """The rows of a file that a :class:`RowWriter` wrote; a last one that was cut does not count.
 
@@ -61,7 +66,10 @@ class RowWriter:
 
     So a process that is killed at any moment leaves every completed row behind. The file is locked: a second
     process that writes to it is refused. ``more`` names columns behind those of every file; with ``resume`` a file
-    that exists can be taken up.
+    that exists can be taken up. With ``every`` only each so many-th row is written, and the last of a stream; means are
+    over all. The sum of NLLs is then, behind each row that is written, what that row says of it: whoever goes on behind
+    a row goes on with the same sum. With ``gaps`` input lengths are those of the steps, which need not follow each
+    other.
 
     Raises:
         UserError: the file exists and neither ``overwrite`` nor ``resume`` is set, is being written, or cannot be
@@ -69,11 +77,21 @@ class RowWriter:
         ValueError: no measure is declared for one of ``more``.
     """
 
-    def __init__(self, path: Path, overwrite: bool = False, more: Iterable[str] = (), resume: bool = False) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        overwrite: bool = False,
+        more: Iterable[str] = (),
+        resume: bool = False,
+        every: int = 1,
+        gaps: bool = False,
+    ) -> None:
+        self.path, self.every, self.gaps = path, every, gaps
         self.columns = row_columns(more)
         self._further = self.columns[len(BASE_COLUMNS) :]
-        self.rows = 0
+        self.rows = 0  # of all tokens that were predicted
+        self.written = 0  # of these, in the file
+        self._left = ""  # the last one, where it is not
         self.nll_sum = 0.0
         self.not_finite = 0  # NLLs that are no numbers
         self.latencies: list[float] = []  # of rows that were taken up
@@ -96,19 +114,29 @@ class RowWriter:
         self._file.truncate(self._size)
         self.replaces = self.replaces and self.rows > 0
 
-    def take_up(self, rows: Rows, nll_sum: float) -> None:
-        """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come."""
-        self._size, self.rows, self.nll_sum = rows.size, len(rows), nll_sum
+    def take_up(self, rows: Rows, nll_sum: float, count: int | None = None) -> None:
+        """Go on behind ``rows``, which the file holds; ``nll_sum`` is that of their NLLs, added up as they come.
+
+        Where not every row was written, ``count`` says of how many these are.
+        """
+        self._size, self.written, self.nll_sum = rows.size, len(rows), nll_sum
+        self.rows = len(rows) if count is None else count
         self.not_finite = sum(not math.isfinite(nll) for nll in rows.frame["nll"])
         self.latencies = rows.frame["latency"].dropna().tolist()
 
     def write(
-        self, steps: "Steps", predicted: Sequence[int], more: Mapping[str, Sequence[Value]] | Sequence[Value] = ()
+        self,
+        steps: "Steps",
+        predicted: Sequence[int],
+        more: Mapping[str, Sequence[Value]] | Sequence[Value] = (),
+        last: int | None = None,
     ) -> None:
         """Append the rows of ``steps``; ``predicted`` are the ids of the tokens they predict.
 
         ``more`` are the further columns by name, a value a row, or one value for each column, the same in all these
-        rows; ``None``, and a column that is not there, leaves a cell empty.
+        rows; ``None``, and a column that is not there, leaves a cell empty. ``last`` is the input length of the last
+        row of the stream, where not every row is written. With ``stream`` among the columns, or gaps, input lengths are
+        those of ``steps``; without, they go on from row to row.
 
         Raises:
             UserError: the disk is full, or the like; the file then ends with its last complete row.
@@ -117,29 +145,43 @@ class RowWriter:
         vram = "" if steps.vram is None else repr(steps.vram)
         latency = "" if steps.latency is None else repr(steps.latency)
         behind = self._behind(more, len(steps.nll))
-        lines = []
+        lines, left = [], self._left
         if not self.begun:
             self.begin()
-        if not self.rows:
+        if not self.written:
             lines.append(",".join(self.columns) + "\n")
-        rows, nll_sum = self.rows, self.nll_sum
-        for nll, token, held, last in zip(steps.nll, predicted, steps.kv_cache_bytes, behind, strict=True):
+        rows, nll_sum, written = self.rows, self.nll_sum, self.written
+        shift = steps.first - 1 - rows if self.gaps or "stream" in self._further else 0
+        for nll, token, held, further in zip(steps.nll, predicted, steps.kv_cache_bytes, behind, strict=True):
             rows += 1
             nll_sum += nll
-            costs = f"{vram},{latency},{held}"
-            numbers = f"{nll!r},{perplexity(nll)!r},{perplexity(nll_sum / rows)!r}"
-            lines.append(f"{rows},{numbers},{costs},{token}{last}\n")
-        self._append("".join(lines).encode())
-        self.rows, self.nll_sum = rows, nll_sum
+            length, mean = rows + shift, perplexity(nll_sum / rows)
+            line = f"{length},{nll!r},{perplexity(nll)!r},{mean!r},{vram},{latency},{held},{token}{further}\n"
+            if length % self.every and length != last:
+                left = line
+                continue
+            lines.append(line)
+            written, left = written + 1, ""
+            if self.every > 1:
+                nll_sum = sum_behind(mean, rows)
+        self._append("".join(lines) if written > self.written else "")
+        self.rows, self.nll_sum, self.written, self._left = rows, nll_sum, written, left
         self.not_finite += sum(not math.isfinite(nll) for nll in steps.nll)
+
+    def write_left(self) -> None:
+        """Append the last row, where it was left out: that of a stream that was broken off."""
+        if self._left:
+            header = "" if self.written else ",".join(self.columns) + "\n"
+            self._append(header + self._left)
+            self.written, self._left = self.written + 1, ""
 
     def disturbed(self) -> UserError | None:
         """What to say where something else has removed, replaced, cut or written the file since it was opened."""
-        if not self.rows or (is_at(self.path, self._file) and os.fstat(self._file.fileno()).st_size == self._size):
+        if not self.written or (is_at(self.path, self._file) and os.fstat(self._file.fileno()).st_size == self._size):
             return None
         return UserError(
             f"{self.path} was removed, replaced or changed by something else while it was written: "
-            f"its {self.rows} rows are not all there; give --overwrite to begin anew"
+            f"its {self.written} rows are not all there; give --overwrite to begin anew"
         )
 
     def _behind(self, more: Mapping[str, Sequence[Value]] | Sequence[Value], rows: int) -> list[str]:
@@ -155,7 +197,8 @@ class RowWriter:
         columns = [[_cell(value) for value in more.get(name, none)] for name in self._further]
         return ["".join(f",{cell}" for cell in cells) for cells in zip(*columns, strict=True)]
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, text: str) -> None:
+        data = text.encode()
         left = memoryview(data)
         try:
             while left:
@@ -163,7 +206,7 @@ class RowWriter:
         except OSError as error:
             self._file.truncate(self._size)
             raise UserError(
-                f"cannot write {self.path}: {error.strerror or error}; the {self.rows} complete rows are kept, make "
+                f"cannot write {self.path}: {error.strerror or error}; the {self.written} complete rows are kept, make "
                 "room and go on with --resume"
             ) from error
         self._size += len(data)

@@ -24,6 +24,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
 from sinkbench.strategies import LayerPlan, Plan
+from sinkbench.strategies.reference import reference_run
 from sinkbench.strategies.registry import chosen_by
 
 # Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
@@ -93,7 +94,12 @@ def estimate(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
     Raises:
         UserError: sizes that leave no window, or what the engine cannot run.
     """
-    return _Run(options, shape, device).estimate()
+    found, alone = _Run(options, shape, device), reference_run(options)
+    if alone is None:
+        return found.estimate()
+    # a reference has forwards and a cache of its own, and neither is captured
+    own, beside = _Run(options.but(cuda_graphs=False), shape, device).estimate(), _Run(alone, shape, device)
+    return Estimate(own.vram_bytes + beside.cache_bytes, own.seconds + beside.estimate().seconds)
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,9 @@ class _Run:
             seconds = self.parallel_seconds
         else:
             seconds = self.stepwise_seconds
-        return Estimate(memory, seconds + self.options.num_tokens * A_ROW[self.options.engine])
+        # of documents, as many as are asked for, each as long as it may be; their number is not known otherwise
+        documents = self.options.num_samples or 1 if self.options.documents else 1
+        return Estimate(memory, documents * (seconds + self.options.num_tokens * A_ROW[self.options.engine]))
 
     @cached_property
     def plan(self) -> Plan:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, NonNegativeInt
 
 from sinkbench.config import ModelSource, RunConfig, Source
-from sinkbench.data.stream import Stream, read_stream
+from sinkbench.data.stream import Streams, read_streams
 from sinkbench.errors import UserError
 from sinkbench.models.loading import Checkpoint, load_tokenizer, locate
 from sinkbench.results.record import read_record
@@ -99,15 +99,15 @@ class _Shared:
     def __init__(self, find: Callable[[ModelSource], Checkpoint]) -> None:
         self.checkpoint = once(find)
         self.weights = once(lambda source: weights_of(self.checkpoint(source)))
-        self.stream = once(self._read)
+        self.streams = once(self._read)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        stream = self.stream((config.model, config.source, config.num_tokens))
-        return identified(config, chosen_by(config), stream.tokens, self.weights(config.model))
+        streams = self.streams((config.model, config.source, config.num_tokens))
+        return identified(config, chosen_by(config), streams.tokens, self.weights(config.model))
 
-    def _read(self, wanted: tuple[ModelSource, Source, int]) -> Stream:
+    def _read(self, wanted: tuple[ModelSource, Source, int]) -> Streams:
         model, source, count = wanted
-        return read_stream(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
+        return read_streams(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
 
 
 def once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -143,7 +143,8 @@ def finished_in(folder: Path) -> dict[str, list[tuple[str, RunResult]]]:
         except UserError:
             continue
         result = _result(csv, record)
-        if record.exit_reason in RESULTS and complete_rows_in(csv) == result.rows:
+        written = result.rows if record.rows_written is None else record.rows_written
+        if record.exit_reason in RESULTS and complete_rows_in(csv) == written:
             found.setdefault(record.key, []).append((str(record.device), result))
     return found
 
@@ -158,6 +159,7 @@ class _Recorded(BaseModel):
     device: str | None = None
     experiment: str
     rows: NonNegativeInt
+    rows_written: NonNegativeInt | None = None
     overall_ppl: float | None = None
     seconds: NonNegativeFloat | None = None
     median_latency: float | None = None

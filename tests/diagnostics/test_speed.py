@@ -49,6 +49,13 @@ def test_what_the_parallel_engine_refuses_is_timed_step_by_step_alone():
     assert "parallel, recompute: no cache is carried: each token is read afresh" in lines
 
 
+def test_streams_are_timed_side_by_side_a_token_of_each_counting():
+    timings = speed.Timings(16, None, steps=0, streams=[30], dense=0, strategies=["h2o"], side_by_side=[1, 3])
+    costs = {cost.what: cost for cost in speed.measure(tiny.ROTARY["llama"](), timings) if cost.each == "stream"}
+    assert list(costs) == ["parallel, h2o, 30 tokens", "parallel, h2o, 3 x 30 tokens"]
+    assert all(cost.ms > 0 for cost in costs.values())
+
+
 def test_the_floor_counts_every_weight_that_a_token_meets_and_its_cache():
     model = tiny.ROTARY["llama"](tie_word_embeddings=False)
     met = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()

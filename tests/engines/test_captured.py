@@ -114,6 +114,45 @@ def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(nam
     assert "operation not permitted when stream is capturing" in lines[0]
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("first", "start"), [(0, 0), (1, 50), (2, 0)])
+def test_documents_go_through_one_graph_one_after_the_other(strategy, first, start, monkeypatch):
+    monkeypatch.setattr(module, "REACH", 64)
+    monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    made = []
+    monkeypatch.setattr(
+        "sinkbench.engines.captured.CapturedStream", lambda *args: made.append(Uncaptured(*args)) or made[-1]
+    )
+    model, streams = MODELS["llama"](), [tiny.tokens(n, n) for n in (40, 120, 2, 90)]
+    plan = plan_of(model, strategy)
+    found = {index: [] for index in range(first, len(streams))}
+    for index, step in Captured(model, quick=False).run_many(plan, streams, first, start):
+        found[index] += step.nll
+    for index, nll in found.items():
+        wanted = one_by_one(model, plan, streams[index])[start if index == first else 0 :]
+        assert torch.tensor(nll) == pytest.approx(wanted, abs=2e-4)
+    assert len(made) == 1
+
+
+def test_documents_behind_one_that_cannot_be_captured_are_read_the_plain_way(monkeypatch):
+    def fail(self):
+        if self.fed:
+            raise RuntimeError("no more")
+        self.graph = SimpleNamespace(replay=self._step)
+
+    monkeypatch.setattr(module, "BLOCK", 32)  # a dense stream grows, and is captured anew
+    monkeypatch.setattr(CapturedStream, "capture", fail)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    model, streams, lines, found = MODELS["llama"](), [tiny.tokens(n, n) for n in (20, 50, 30)], [], [[], [], []]
+    plan = plan_of(model, "transformers")
+    for index, step in Captured(model, quick=False, note=lines.append).run_many(plan, streams):
+        found[index] += step.nll
+    for nll, stream in zip(found, streams, strict=True):
+        assert torch.tensor(nll) == pytest.approx(one_by_one(model, plan, stream), abs=2e-4)
+    assert len(lines) == 1
+
+
 @pytest.mark.parametrize("family", ["dynamic", "longrope"])
 def test_frequencies_that_are_chosen_on_the_host_are_not_captured(family):
     model = tiny.SCALED[family]()

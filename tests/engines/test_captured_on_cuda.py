@@ -69,6 +69,19 @@ def test_a_dense_graph_goes_on_when_its_cache_has_grown(quick):
     captured(model, plan, tiny.tokens(2500), 0, quick)
 
 
+@pytest.mark.parametrize("quick", [False, True])
+@pytest.mark.parametrize("strategy", ["attention_sinks", "transformers"])
+def test_documents_go_through_one_graph(strategy, quick):
+    model, plan = admitted("llama", strategy)
+    streams, lines = [tiny.tokens(n, n) for n in (150, 40, 1100, 2, 90)], []
+    found = [[] for _ in streams]
+    for index, step in Captured(model, quick, lines.append).run_many(plan, streams):
+        found[index] += step.nll
+    assert not lines
+    for nll, stream in zip(found, streams, strict=True):
+        assert torch.tensor(nll) == pytest.approx(read(Stepwise(model), plan, stream), abs=1e-3)
+
+
 def test_most_rotary_families_are_captured():
     """Else the tests above could all be skipped."""
     refused = set()

@@ -173,7 +173,7 @@ def test_a_quota_that_is_used_up_is_told_too(long_stream, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(tmp_path, here, monkeypatch):
     monkeypatch.setattr(runs, "load_model", lambda *_: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(runs, "read_stream", lambda *_: pytest.fail("a text was read"))
+    monkeypatch.setattr(runs, "read_streams", lambda *_: pytest.fail("a text was read"))
     where = tmp_path / "read-only"
     where.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", where], capture_output=True, check=False)

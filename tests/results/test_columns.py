@@ -29,7 +29,7 @@ from sinkbench.results.report.sections import report
 from sinkbench.runs.writer import RowWriter
 
 KL = Measure(
-    "kl",
+    "distance",
     "Divergence",
     "Kullback-Leibler divergence from the reference",
     (("nats", 1.0), ("mnats", 1000.0)),
@@ -38,7 +38,7 @@ KL = Measure(
     drawing=Drawing("divergence", "Divergence from the reference", "-.", missing="give --reference"),
     compared=ComparedAs.DISTRIBUTION,
 )
-SAME_TOP = Measure("same_top", "Same top token", "Of all tokens", better="higher", compared=ComparedAs.SHARE)
+SAME_TOP = Measure("agrees", "Same top token", "Of all tokens", better="higher", compared=ComparedAs.SHARE)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_the_columns_of_a_file_are_those_of_the_seed_and_then_our_own():
 
 
 def test_features_keep_their_names():
-    assert features_of("run") == ["perplexity", "vram", "latency", "kv_cache"]
+    assert features_of("run") == ["perplexity", "vram", "latency", "kv_cache", "kl"]
     assert features_of("generate") == ["fluency", "repetition", "non_word"]
     columns = {name: measure.column for name, measure in features().items()}
     assert columns["perplexity"] == "overall_ppl"
@@ -74,37 +74,37 @@ def test_every_measure_says_what_it_is():
 
 
 def test_a_column_that_no_measure_declares_cannot_be_written(tmp_path):
-    with pytest.raises(ValueError, match="no measure is declared for kl"):
-        RowWriter(tmp_path / "a.csv", more=("kl",))
+    with pytest.raises(ValueError, match="no measure is declared for distance"):
+        RowWriter(tmp_path / "a.csv", more=("distance",))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_further_columns_are_written_behind_the_others_in_the_declared_order_with_a_value_a_row(declared, tmp_path):
     path = tmp_path / "windowed.csv"
     steps = Steps(1, [1.0, 2.0, 3.0], None, None, [10, 20, 30])
-    with RowWriter(path, more=("same_top", "kl")) as writer:
-        writer.write(steps, [5, 6, 7], {"same_top": [True, False, 1], "kl": [0.25, None, np.float64(0.5)]})
-        writer.write(steps, [5, 6, 7], {"kl": [1, 2, 3]})
+    with RowWriter(path, more=("agrees", "distance")) as writer:
+        writer.write(steps, [5, 6, 7], {"agrees": [True, False, 1], "distance": [0.25, None, np.float64(0.5)]})
+        writer.write(steps, [5, 6, 7], {"distance": [1, 2, 3]})
         writer.write(Steps(7, [1.0], None, None, [40]), [8], (0.125, 1))
     header, *rows = path.read_text().splitlines()
-    assert header == ",".join((*BASE_COLUMNS, "kl", "same_top"))
+    assert header == ",".join((*BASE_COLUMNS, "distance", "agrees"))
     assert [row.split(",")[-2:] for row in rows] == [
         *(["0.25", "1"], ["", "0"], ["0.5", "1"]),
         *(["1", ""], ["2", ""], ["3", ""]),
         ["0.125", "1"],
     ]
     frame = read_csv(path)
-    assert frame["kl"].tolist()[3:] == [1.0, 2.0, 3.0, 0.125]
+    assert frame["distance"].tolist()[3:] == [1.0, 2.0, 3.0, 0.125]
     assert frame["fresh_nll"].isna().all()
 
 
 def test_values_that_do_not_fit_are_refused_and_nothing_is_written(declared, tmp_path):
     steps = Steps(1, [1.0, 2.0], None, None, [10, 20])
-    with RowWriter(tmp_path / "a.csv", more=("kl",)) as writer:
-        with pytest.raises(ValueError, match="no column same_top"):
-            writer.write(steps, [5, 6], {"same_top": [1, 1]})
+    with RowWriter(tmp_path / "a.csv", more=("distance",)) as writer:
+        with pytest.raises(ValueError, match="no column agrees"):
+            writer.write(steps, [5, 6], {"agrees": [1, 1]})
         with pytest.raises(ValueError, match=r"shorter|longer"):
-            writer.write(steps, [5, 6], {"kl": [1.0]})
+            writer.write(steps, [5, 6], {"distance": [1.0]})
         assert writer.rows == 0
 
 
@@ -114,7 +114,7 @@ def run_with_measures(folder, name, divergence, agreement, n=600):
     frame["overall_ppl"] = np.exp(frame["nll"].expanding().mean())
     frame = frame.assign(cuda_vram_allocated=np.nan, latency=np.nan, kv_cache_bytes=1024, token=np.arange(n) % 7)
     frame.assign(
-        kl=divergence * rng.uniform(0.5, 1.5, n), same_top=(rng.uniform(size=n) < agreement).astype(int)
+        distance=divergence * rng.uniform(0.5, 1.5, n), agrees=(rng.uniform(size=n) < agreement).astype(int)
     ).to_csv(folder / f"{name}.csv", index=False)
 
 
@@ -126,9 +126,9 @@ def folder(tmp_path):
 
 
 def test_readers_take_a_column_that_is_declared_and_leave_others(folder, monkeypatch):
-    assert "kl" not in read_csv(folder / "windowed.csv")
-    monkeypatch.setitem(MEASURES, "kl", KL)
-    assert read_run(folder / "windowed.csv").frame["kl"].mean() == pytest.approx(0.4, abs=0.05)
+    assert "distance" not in read_csv(folder / "windowed.csv")
+    monkeypatch.setitem(MEASURES, "distance", KL)
+    assert read_run(folder / "windowed.csv").frame["distance"].mean() == pytest.approx(0.4, abs=0.05)
 
 
 def test_plot_draws_it_by_its_feature(declared, folder):
@@ -138,7 +138,7 @@ def test_plot_draws_it_by_its_feature(declared, folder):
     assert ax.get_ylabel() == "Divergence (mnats), lower is better"
     assert ax.lines[0].get_ydata().mean() == pytest.approx(400, abs=50)
     with pytest.raises(UserError, match="no run has Divergence: give --reference"):
-        figures.draw({"windowed": frame.assign(kl=np.nan)}, ["divergence"])
+        figures.draw({"windowed": frame.assign(distance=np.nan)}, ["divergence"])
 
 
 def test_a_report_draws_it_and_gives_its_statistics(declared, folder):

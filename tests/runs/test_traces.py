@@ -120,7 +120,7 @@ def test_of_a_run_that_fails_it_covers_the_rows_that_are_there(h2o, here, traced
         def some():
             for step in steps:
                 yield step
-                if step.first == 100:
+                if step[1].first == 100:
                     raise RuntimeError("cable pulled")
 
         close(some(), *more)

@@ -292,3 +292,13 @@ def _golden() -> torch.nn.Module:
     from sinkbench.models.loading import load_model
 
     return load_model(locate(ModelSource(golden_options("llama")[1])))
+
+
+def test_a_reference_has_a_cache_and_forwards_of_its_own() -> None:
+    def found(**more: Any) -> module.Estimate:
+        return estimate(options("parallel", num_tokens=65536, **more), shape("llama_2_7b"), H200)
+
+    alone, dense = found(), found(experiment="transformers")
+    beside = found(reference="transformers")
+    assert beside.seconds == pytest.approx(alone.seconds + dense.seconds)
+    assert beside.vram_bytes - alone.vram_bytes == 65536 * 2 * 32 * 32 * 128 * 2

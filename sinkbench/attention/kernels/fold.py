@@ -28,8 +28,11 @@ if triton is not None:
         scale,
         n,
         sinks,
+        heads,
+        query_stream,
         query_head,
         query_row,
+        out_stream,
         out_head,
         out_row,
         GROUP: tl.constexpr,
@@ -37,17 +40,18 @@ if triton is not None:
         WIDTH: tl.constexpr,
         ROWS: tl.constexpr,
     ):
-        head = tl.program_id(1)
+        head = tl.program_id(1)  # of all streams
+        stream, own = head.to(tl.int64) // heads, head.to(tl.int64) % heads
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         d = tl.arange(0, WIDTH)
         there = (rows < n)[:, None] & (d < DIM)[None, :]
         across = tl.load(partner + d, mask=d < DIM, other=0)
-        base = query + head.to(tl.int64) * query_head + rows.to(tl.int64)[:, None] * query_row
+        base = query + stream * query_stream + own * query_head + rows.to(tl.int64)[:, None] * query_row
         q = tl.load(base + d[None, :], mask=there, other=0.0).to(tl.float32)
         other = tl.load(base + across[None, :], mask=there, other=0.0).to(tl.float32)
         angle = rows.to(tl.int64)[:, None] * DIM + d[None, :]
         q = q * tl.load(cos + angle, mask=there, other=1.0) + other * tl.load(sin + angle, mask=there, other=0.0)
-        place = out + head.to(tl.int64) * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
+        place = out + stream * out_stream + own * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
         top = tl.load(log_sum + head * n + rows, mask=rows < n, other=0.0)
         weight = tl.full((ROWS,), 1.0, tl.float32)
         total = tl.load(place, mask=there, other=0.0).to(tl.float32)
@@ -71,14 +75,14 @@ def fold_sinks(
     """Fold attention to the sinks into ``out`` in place: :func:`sinkbench.attention.bands._fold` in one pass, on CUDA.
 
     Args:
-        query: ``(1, H, n, D)``, not yet turned.
-        out: attention to the recent keys, ``(1, H, n, D)``.
-        log_sum: the logarithm of its denominator, ``(1, H, n)``.
-        keys: the sinks' keys as they arrived, ``(1, Hkv, S, D)``; ``values`` likewise.
+        query: ``(B, H, n, D)``, not yet turned.
+        out: attention to the recent keys, ``(B, H, n, D)``.
+        log_sum: the logarithm of its denominator, ``(B, H, n)``.
+        keys: the sinks' keys as they arrived, ``(B, Hkv, S, D)``; ``values`` likewise.
         turn: cosines and sines ``(n, D)``.
     """
-    _, heads, n, dim = query.shape
-    _fold_sinks[(triton.cdiv(n, ROWS), heads)](
+    batch, heads, n, dim = query.shape
+    _fold_sinks[(triton.cdiv(n, ROWS), batch * heads)](
         query,
         out,
         log_sum.contiguous(),
@@ -90,8 +94,11 @@ def fold_sinks(
         scale,
         n,
         keys.shape[2],
+        heads,
+        query.stride(0),
         query.stride(1),
         query.stride(2),
+        out.stride(0),
         out.stride(1),
         out.stride(2),
         GROUP=heads // keys.shape[1],

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from sinkbench.results.baseline import Baseline, choose_baseline
 from sinkbench.results.comparison import SMOOTH, SPARSE, Comparison, compare_runs, shared_lengths
+from sinkbench.results.documents import places_of
+from sinkbench.results.rows import predictions_in
 from sinkbench.results.run import Run
 from sinkbench.results.statistics import MeasureStatistics, statistics_of
 
@@ -62,13 +65,13 @@ def compare_group(runs: Sequence[Run]) -> GroupComparison | None:
 
 
 def _sound(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row for each length, in order; without tokens, which have been checked."""
-    kept = frame.drop_duplicates("input_length")
-    return kept.sort_values("input_length").drop(columns="token")
+    """One row for each place, in order; without tokens, which have been checked."""
+    _, rows = np.unique(places_of(frame), return_index=True)
+    return frame.iloc[rows].drop(columns="token")
 
 
 def _length(frame: pd.DataFrame) -> int:
-    return int(frame["input_length"].iloc[-1])
+    return predictions_in(frame)
 
 
 def _onsets(frames: dict[str, pd.DataFrame]) -> tuple[dict[str, Onset], str]:

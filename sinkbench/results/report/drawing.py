@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from sinkbench.results.columns import Drawing, Measure, drawn_measures
-from sinkbench.results.curves import Curve, curve_of
+from sinkbench.results.curves import DECADES, Curve, curve_of
 from sinkbench.results.looks import Look
 from sinkbench.results.run import Run
 from sinkbench.signals import check
@@ -36,7 +36,7 @@ def page_figures(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[PageFig
         check()
         curves = {}
         for run in runs:
-            curve = curve_of(run.frame, measure.column, drawing.transform, POINTS)
+            curve = curve_of(run.frame, measure.column, drawing.transform, POINTS, drawing.logarithmic)
             if curve:
                 curves[run.name] = curve
         if curves:
@@ -51,6 +51,10 @@ def _figure(measure: Measure, drawing: Drawing, curves: Mapping[str, Curve], loo
     curves = {name: (x, y * factor) for name, (x, y) in curves.items()}
     label = f"{measure.label_within} ({unit})" if unit else measure.label_within
     figure = go.Figure(layout=_layout(label, drawing.from_zero, list(curves.values())))
+    if drawing.logarithmic:
+        top = max(float(np.log10(y.max())) for _, y in curves.values())
+        logs = [(x, np.log10(y).clip(min=top - DECADES)) for x, y in curves.values()]
+        figure.update_yaxes(type="log", range=_range(logs, False))
     for number, (name, (x, y)) in enumerate(curves.items()):
         look = looks[name]
         under = min(len(curves) - 1 - number, 2)  # wider, so that a curve below another shows

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from sinkbench import __version__
 from sinkbench.results.baseline import unfit_baseline
 from sinkbench.results.comparison import BROKEN, DIVERGED, SMOOTH, onset_text
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.looks import Look, looks_of
 from sinkbench.results.report.collect import Group
@@ -158,6 +159,8 @@ def _results(
 def _notes(group: Group, shared: GroupComparison | None) -> list[str]:
     """What the numbers mean."""
     notes = ["Perplexity is over all tokens of a run; its interval is a block bootstrap over its rows."]
+    if any(streams_of(run.frame) is not None for run in group.runs):
+        notes.append("Of documents, intervals come from drawing documents, and curves are means at each input length.")
     if any(run.spacing > 1 for run in group.runs):
         thinned = {run.spacing for run in group.runs if run.spacing > 1}
         every = " or ".join(str(spacing) for spacing in sorted(thinned))
@@ -203,7 +206,10 @@ def _over_shared(shared: GroupComparison, looks: Mapping[str, Look]) -> ReportTa
 
 def _measured(found: MeasureStatistics, looks: Mapping[str, Look]) -> tuple[str, ReportTable]:
     """Title and table of one measure."""
-    columns = [TableColumn("Run", False), *(TableColumn(name.capitalize()) for name in next(iter(found.runs.values())))]
+    columns = [
+        TableColumn("Run", False),
+        *(TableColumn(name[:1].upper() + name[1:]) for name in next(iter(found.runs.values()))),
+    ]
     rows = [[_named(name, looks), *(_statistic(one) for one in of_run.values())] for name, of_run in found.runs.items()]
     return f"{found.measure.label} ({found.unit})" if found.unit else found.measure.label, ReportTable(
         columns, rows, [found.measure.note]

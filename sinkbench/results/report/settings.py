@@ -24,6 +24,7 @@ NAMED = {
     "dataset configuration": (("options", "source", "task"),),
     "dataset split": (("options", "source", "split"),),
     "dataset rows": (("options", "source", "samples"),),
+    "dataset documents": (("dataset", "streams"),),
     "dataset tokens": (("dataset", "tokens"),),
     "dataset sha256": (("dataset", "sha256"),),
     "tokens asked for": (("options", "num_tokens"), ("options", "max_new_tokens")),

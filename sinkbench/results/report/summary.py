@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.record import FINISHED, OUT_OF_MEMORY
 from sinkbench.results.run import Run
@@ -60,13 +61,15 @@ def _outcome(run: Run) -> str:
 def final_perplexity(run: Run) -> Interval | None:
     """The run's own last ``overall_ppl``, which is over all tokens, with the interval that the rows there are give."""
     nll = run.frame["nll"].to_numpy()
-    nll = nll[np.isfinite(nll)]
+    known = np.isfinite(nll)
+    streams = streams_of(run.frame)
     if not len(run.frame):
         return None
     last = float(run.frame["overall_ppl"].iloc[-1])
     if not np.isfinite(last):
         return Interval(last, last, last)  # of what a model that overflows comes to
-    return interval(nll).moved(np.log(last) if last > 0 else np.nan).exp()
+    nll, streams = nll[known], None if streams is None else streams[known]
+    return interval(nll, streams=streams).moved(np.log(last) if last > 0 else np.nan).exp()
 
 
 def _peak(run: Run, column: str, key: str) -> float | None:

@@ -13,8 +13,11 @@ from typing import TypeAlias
 import numpy as np
 
 from sinkbench.results.comparison import first_difference
+from sinkbench.results.divergence import beyond_training
+from sinkbench.results.documents import named_place, places_of
 from sinkbench.results.record import RUNNING
 from sinkbench.results.report.collect import Group
+from sinkbench.results.rows import starts_of
 from sinkbench.results.run import Run
 from sinkbench.results.transforms import smoothed
 
@@ -29,6 +32,7 @@ ENOUGH = 100  # steps without which a p99 or a tenth means nothing
 MIXED: dict[str, tuple[tuple[str, ...], str]] = {
     "mixed models": (("model", "name"), "the runs are not compared with each other"),
     "mixed revisions": (("model", "revision"), "a difference in perplexity may be that of the weights"),
+    "mixed protocols": (("options", "protocol"), "perplexities are over different predictions"),
     "mixed devices": (("device",), "latency and memory cannot be compared"),
     "mixed dtypes": (("dtype",), "a difference in any number may be that of the dtype"),
     **{
@@ -130,15 +134,18 @@ def backward_clock(run: Run) -> ReportWarning | None:
 def broken_rows(run: Run) -> ReportWarning | None:
     """``input_length`` does not rise evenly: rows are missing, repeated or out of order."""
     lengths = run.frame["input_length"].to_numpy()
-    if not lengths.size:
+    if not lengths.size or run.recorded("protocol"):  # windows leave tokens out
         return None
-    steps, spacing = np.diff(lengths), run.spacing
+    starts, spacing = starts_of(run.frame), run.spacing
+    late = starts[lengths[starts] > spacing]
+    steps = np.diff(places_of(run.frame))
     back = np.flatnonzero(steps <= 0)
+    steps[starts[1:] - 1] = 0
     gaps = np.flatnonzero(steps > spacing)
     if back.size:
         what = f"after {lengths[back[0]]:,.0f} tokens the file goes on at {lengths[back[0] + 1]:,.0f}"
-    elif lengths[0] > spacing:
-        what = f"the first row is that of {lengths[0]:,.0f} tokens"
+    elif late.size:
+        what = f"the first row is that of {lengths[late[0]]:,.0f} tokens"
     elif gaps.size:
         what = f"{lengths[gaps[0]]:,.0f} tokens are followed by {lengths[gaps[0] + 1]:,.0f}"
     else:
@@ -149,7 +156,7 @@ def broken_rows(run: Run) -> ReportWarning | None:
 def record_of_another(run: Run) -> ReportWarning | None:
     """The record and the rows do not belong together."""
     rows, length, overall = run.number("rows"), run.length, run.number("overall_ppl")
-    if rows is None or not (rows or length):
+    if rows is None or not (rows or length) or run.recorded("protocol"):
         return None
     if not 0 <= rows - length < run.spacing:
         message = f"the record says {_counted(int(rows), 'row')}, the file ends after {_counted(length, 'token')}"
@@ -178,6 +185,12 @@ def wrong_perplexity(run: Run) -> ReportWarning | None:
     return None
 
 
+def no_reference(run: Run) -> ReportWarning | None:
+    """The divergence is from a reference that the model was not trained for."""
+    message = beyond_training(run.record, run.length)
+    return ReportWarning("no reference", (run.name,), message) if message else None
+
+
 def unfinished(run: Run) -> ReportWarning | None:
     """The record was never closed."""
     if run.recorded("exit_reason") != RUNNING:
@@ -203,8 +216,10 @@ def different_tokens(runs: Sequence[Run]) -> Iterator[ReportWarning]:
     """Runs that did not read the same text."""
     differ = first_difference({run.name: run.frame for run in runs})
     if differ:
-        first, other, token = differ
-        message = f"{first} and {other} differ from token {token:,} on: the runs are not compared with each other"
+        first, other, place = differ
+        message = (
+            f"{first} and {other} differ from token {named_place(place)} on: the runs are not compared with each other"
+        )
         yield ReportWarning("different tokens", (first, other), message)
         return
     seen: dict[float, tuple[str, str]] = {}
@@ -237,6 +252,7 @@ def at_once(runs: Sequence[Run]) -> Iterator[ReportWarning]:
 
 RUN_CHECKS: tuple[RunCheck, ...] = (
     unfinished,
+    no_reference,
     broken_rows,
     record_of_another,
     wrong_perplexity,

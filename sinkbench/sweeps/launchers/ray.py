@@ -150,7 +150,7 @@ def _anywhere(options: RunConfig) -> RunConfig:
 
 def _absolute(name: str) -> str:
     path = Path(name).expanduser()
-    if name in (embedded.MODEL, embedded.TEXT):
+    if name in (embedded.MODEL, embedded.TEXT, embedded.CODE):
         return name
     return str(path.resolve()) if path.exists() else name
 

@@ -18,7 +18,8 @@ import numpy as np
 from sinkbench.config import RunConfig
 from sinkbench.errors import UserError
 from sinkbench.files import parse_json, read_json
-from sinkbench.results.columns import BASE_COLUMNS
+from sinkbench.results.columns import further_columns, row_columns
+from sinkbench.results.rows import is_whole, predictions_in
 from sinkbench.results.traces import put_trace, trace_of
 from sinkbench.runs.record import write_json
 from sinkbench.runs.result import RunResult
@@ -157,12 +158,15 @@ def verified(transfer: Transfer, options: RunConfig) -> dict[str, Any]:
         record = parse_json(transfer.record)
         said = record["rows"], record["key"]
         _check_kinds(record)
-        rows = rows_of(transfer.rows, BASE_COLUMNS, options.csv).frame
-        right = len(rows) == 0 or np.array_equal(rows["input_length"], np.arange(1, len(rows) + 1))
-        right = right and len(rows) - int(np.isfinite(rows["nll"]).sum()) == record["rows_not_finite"]
+        rows = rows_of(transfer.rows, row_columns(further_columns(options)), options.csv).frame
+        wrong = len(rows) - int(np.isfinite(rows["nll"]).sum())
+        right = is_whole(rows, options.every) and predictions_in(rows) == said[0]
+        right = right and (
+            wrong == record["rows_not_finite"] or (options.every > 1 and wrong < record["rows_not_finite"])
+        )
     except (ValueError, KeyError, TypeError, UserError) as error:
         raise UserError(f"{where} is not whole: {error}") from error
-    if not right or len(rows) != said[0]:
+    if not right or len(rows) != record.get("rows_written", said[0]):
         raise UserError(f"{where} is not whole: {len(rows)} rows where its record says {said[0]}")
     return record
 
