@@ -5,14 +5,27 @@ experiment file (:mod:`sinkbench.sweeps.experiment`), what a record says, and wh
 Nothing here looks at files, asks the Hub or imports torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from sinkbench.validation import Device, Flag, Folder, Heat, Settings, Share, Size, SizeOrZero, Text, Whole, one_of
+from sinkbench.validation import (
+    Device,
+    Flag,
+    Folder,
+    Heat,
+    Settings,
+    Share,
+    Size,
+    SizeOrZero,
+    Text,
+    Whole,
+    checked,
+    one_of,
+)
 
 MODEL, TEXT = "smollm2-135m", "kjv"  # what comes from the package index (sinkbench.models.embedded)
 CODE = "stdlib"  # what comes with Python
@@ -76,6 +89,8 @@ class ModelSource:
             ``config.json`` or a folder with one.
         quantization: ``4bit`` or ``8bit`` weights, through bitsandbytes.
         allow_pickle: read ``pytorch_model.bin`` where there are no safetensors: tensors only, no code in it runs.
+        model: the model itself, where a program gave it; nothing is then loaded.
+        tokenizer: the tokenizer itself, likewise.
     """
 
     name: str
@@ -86,6 +101,8 @@ class ModelSource:
     random_weights: bool = False
     quantization: str | None = None
     allow_pickle: bool = False
+    model: Any = field(default=None, hash=False, repr=False)
+    tokenizer: Any = field(default=None, hash=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -95,6 +112,7 @@ class Source:
     Attributes:
         name: a Hub id, a local file or folder, ``kjv``, or ``stdlib``.
         column: holds the text, or lists of token ids.
+        rows: the dataset itself, where a program gave it: rows by column.
         task: the configuration of a Hub dataset.
         split: which split; a local file has one, which answers to any name.
         samples: rows to read; ``None``: all. Of an embedded text that is one stream, all are read.
@@ -105,12 +123,37 @@ class Source:
 
     name: str
     column: str = "text"
+    rows: Any = field(default=None, hash=False, repr=False)
     task: str | None = None
     split: str = "test"
     samples: int | None = 1
     revision: str | None = None
     streaming: bool = True
     documents: bool = False
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a program gave as objects (:mod:`sinkbench.library`); the options then say what these are called.
+
+    Attributes:
+        strategy: a class derived from :class:`sinkbench.strategies.Strategy`, or one with its parameters.
+        model: a loaded model of transformers.
+        tokenizer: a loaded tokenizer of transformers.
+        rows: a dataset: rows by column.
+        call: how the program asked for the run, in the place of a command line; empty where there was one.
+    """
+
+    strategy: Any = None
+    model: Any = None
+    tokenizer: Any = None
+    rows: Any = None
+    call: str = ""
+
+    @property
+    def given(self) -> list[str]:
+        """What of these there is: a record of it cannot be repeated from its options alone."""
+        return [name for name in ("strategy", "model", "tokenizer", "rows") if getattr(self, name) is not None]
 
 
 class StrategyConfig(BaseModel):
@@ -149,6 +192,9 @@ class StrategyConfig(BaseModel):
 
     name: Text | None = None
     """What its files are called; by default as the strategy, and what differs from its defaults."""
+
+    objects: Any = Field(default=Objects(), exclude=True, repr=False)
+    """:class:`Objects`."""
 
     def but(self, **changes: Any) -> Self:
         """The same with some values changed; they are not checked again."""
@@ -190,6 +236,8 @@ class ModelConfig(StrategyConfig):
             random_weights=getattr(self, "random_weights", False),
             quantization=getattr(self, "quantization", None),
             allow_pickle=self.allow_pickle,
+            model=self.objects.model,
+            tokenizer=self.objects.tokenizer,
         )
 
 
@@ -325,6 +373,7 @@ class RunConfig(ModelConfig):
         return Source(
             name=self.dataset_name,
             column=self.data_column,
+            rows=self.objects.rows,
             task=self.task,
             split=self.split,
             samples=self.num_samples or (None if self.documents else 1),
@@ -390,3 +439,20 @@ def options_of(config: type[BaseModel]) -> dict[str, Option]:
         for name, field in config.model_fields.items()
     }
     return {name: option for name, option in found.items() if option is not None}
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def flag(name: str) -> str:
+    """How the option of this name is given on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def configured(config: type[Config], given: dict[str, Any]) -> Config:
+    """The configuration that a command line, or a program, gives.
+
+    Raises:
+        UserError: one line that names the option.
+    """
+    return checked(config, given, lambda key: f"{flag(key)} " if key else "")

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 ENDING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask a process to end
+Answer = TypeVar("Answer")
 SPARED = 1.0  # seconds after a raise in which there is no other: what it ends is cleaning up
 
 
@@ -110,7 +111,8 @@ def signals() -> Iterator[Watch]:
             yield _watch
         return
     watch = Watch()
-    before = {number: signal.signal(number, watch.handle) for number in ENDING}
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, watch.handle) for number in heeded}
     _watch = watch
     try:
         with _unseen(watch):
@@ -120,6 +122,27 @@ def signals() -> Iterator[Watch]:
             _watch = None
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def handed_on(work: Callable[[], Answer]) -> Answer:
+    """What ``work()`` answers; a signal ends it, and goes behind it to whoever handled it before.
+
+    So files are closed first, and the caller's own handler then does as it does: Python's raises
+    ``KeyboardInterrupt`` at SIGINT, and SIGTERM ends the process, as if nothing had been in between.
+
+    Raises:
+        KeyboardInterrupt: a signal has ended the work, and whoever handles it raised nothing.
+    """
+    answers: list[Answer] = []
+    with signals() as watch:
+        error = watch.attempt(lambda: answers.append(work()))
+    if watch.came is not None and threading.current_thread() is threading.main_thread():
+        signal.raise_signal(watch.came)
+    if isinstance(error, Interrupted):
+        raise KeyboardInterrupt from error
+    if error is not None:
+        raise error
+    return answers[0]
 
 
 def check() -> None:

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from sinkbench.errors import UserError
 
 
-def _must(be: str, among: Iterable[str] = ()) -> WrapValidator:
+def must(be: str, among: Iterable[str] = ()) -> WrapValidator:
     """One sentence for whatever is wrong with a value, which must also be ``among`` these, if any."""
     choice = tuple(among)
 
@@ -30,7 +30,7 @@ def _must(be: str, among: Iterable[str] = ()) -> WrapValidator:
 
 def one_of(names: Iterable[str]) -> WrapValidator:
     """Refuses what is not among ``names``, naming them."""
-    return _must(f"one of {', '.join(names)}", names)
+    return must(f"one of {', '.join(names)}", names)
 
 
 MOST = 10**9  # tokens: more than any stream has, and few enough to be reckoned with
@@ -81,20 +81,20 @@ Model = TypeVar("Model", bound=BaseModel)
 Axis = Annotated[list[T], BeforeValidator(_listed), AfterValidator(_distinct)]
 
 
-Count = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(LONGEST)]
+Count = Annotated[int, Field(ge=1), must("an integer of at least 1"), _at_most(LONGEST)]
 
 
-Whole = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(LONGEST)]
+Whole = Annotated[int, Field(ge=0), must("an integer of at least 0"), _at_most(LONGEST)]
 
 
 # Numbers of tokens, rows and entries.
-Size = Annotated[int, Field(ge=1), _must("an integer of at least 1"), _at_most(MOST)]
+Size = Annotated[int, Field(ge=1), must("an integer of at least 1"), _at_most(MOST)]
 
 
-SizeOrZero = Annotated[int, Field(ge=0), _must("an integer of at least 0"), _at_most(MOST)]
+SizeOrZero = Annotated[int, Field(ge=0), must("an integer of at least 0"), _at_most(MOST)]
 
 
-Text = Annotated[str, Field(min_length=1), _must("a text that is not empty"), AfterValidator(_checked_text)]
+Text = Annotated[str, Field(min_length=1), must("a text that is not empty"), AfterValidator(_checked_text)]
 
 
 def _computing(name: str) -> str:
@@ -103,29 +103,32 @@ def _computing(name: str) -> str:
     return name
 
 
-Device = Annotated[Text, AfterValidator(_computing), _must("a device that computes, such as cpu or cuda:0, or auto")]
+Device = Annotated[Text, AfterValidator(_computing), must("a device that computes, such as cpu or cuda:0, or auto")]
 
 
 def _named(value: Any) -> Any:
     return writable(value) if value != "" else None  # nothing names no folder, though pathlib takes it for the own one
 
 
-Folder = Annotated[Path, BeforeValidator(_named), _must("the name of a folder"), PlainSerializer(str)]
+Folder = Annotated[Path, BeforeValidator(_named), must("the name of a folder"), PlainSerializer(str)]
 
 
-Heat = Annotated[float, Field(ge=0, allow_inf_nan=False), _must("a number of at least 0")]
+File = Annotated[Path, BeforeValidator(_named), must("the name of a file")]
 
 
-Share = Annotated[float, Field(ge=0, le=1), _must("a number from 0 to 1")]
+Heat = Annotated[float, Field(ge=0, allow_inf_nan=False), must("a number of at least 0")]
 
 
-Flag = Annotated[bool, _must("true or false")]
+Share = Annotated[float, Field(ge=0, le=1), must("a number from 0 to 1")]
 
 
-Settings = Annotated[dict[str, Any], _must("a table")]
+Flag = Annotated[bool, must("true or false")]
 
 
-Entry = Annotated[Text | Settings, _must("a name, or a table with a name")]
+Settings = Annotated[dict[str, Any], must("a table")]
+
+
+Entry = Annotated[Text | Settings, must("a name, or a table with a name")]
 
 
 def checked(kind: type[Model], table: Any, where: Callable[[str], str], axes: Iterable[str] = ()) -> Model:
@@ -168,5 +171,8 @@ def nearest(name: str, names: list[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value for a message."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    try:
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # keys that are no texts, or a list within itself
+        text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

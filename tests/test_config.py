@@ -108,6 +108,6 @@ def test_what_is_only_written_elsewhere_or_again_is_not() -> None:
 
 
 @pytest.mark.parametrize("config", [RunConfig, GenerateConfig, ChatConfig])
-def test_every_field_but_the_name_of_files_is_an_option_with_a_sentence(config) -> None:
-    assert set(config.model_fields) - set(options_of(config)) <= {"name"}
+def test_every_field_but_the_name_of_files_and_objects_of_a_program_is_an_option_with_a_sentence(config) -> None:
+    assert set(config.model_fields) - set(options_of(config)) <= {"name", "objects"}
     assert all(option.help.endswith((".", "GPU.")) for option in options_of(config).values())

@@ -7,25 +7,54 @@ What ``from_pretrained`` returns is a model of transformers, whose own ``forward
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import transformers
 from transformers import PreTrainedModel
 
 from sinkbench.api.patching import Patch
 from sinkbench.cache.batched import BatchedCache
+from sinkbench.config import MODEL, ModelSource
 from sinkbench.errors import UserError
 from sinkbench.models.checkpoints import check_complete
+from sinkbench.models.embedded import SPECIAL
+from sinkbench.models.loading import load_tokenizer, locate
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.positions.bare import device_of
 from sinkbench.strategies import Chosen, Plan, choose
 
 SINKS, WINDOW = 4, 1020
+OTHER_TASKS = ("ForQuestionAnswering", "ForSequenceClassification", "ForTokenClassification")
 
 
-class Loader:
-    """Makes models of the class :attr:`of`; instances of this class do not exist."""
+class OfTransformers(type):
+    """A class whose instances are those of transformers' class :attr:`of`."""
 
-    of: ClassVar[Any]
+    of: Any
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, cls.of)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(getattr(subclass, "of", subclass), cls.of)
+
+
+class Loader(metaclass=OfTransformers):
+    """Makes models of the class :attr:`of`; instances of this class do not exist.
+
+    Raises:
+        UserError: a class is derived from it.
+    """
+
+    of: ClassVar[Any] = PreTrainedModel
+
+    def __init_subclass__(cls) -> None:
+        if "of" not in vars(cls):
+            name = cls.of.__name__
+            raise UserError(
+                f"derive from transformers.{name} and not from sinkbench.{name}, which only loads; then "
+                "`with sinkbench.attention_sinks(model)` gives the model the strategy"
+            )
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """A model from its configuration, with random weights."""
@@ -51,7 +80,10 @@ class Loader:
         """
         chosen = _taken(kwargs)
         told = kwargs.pop("output_loading_info", False)
+        args, kwargs, tokenizer = _located(args, kwargs)
         model, info = cls.of.from_pretrained(*args, output_loading_info=True, **kwargs)
+        if tokenizer is not None and model.can_generate():
+            _end_as(model, tokenizer)
         if told:
             return _given(model, chosen), info
         _refuse_random(args[0] if args else kwargs.get("pretrained_model_name_or_path"), info)
@@ -71,9 +103,54 @@ def loader(name: str) -> type[Loader]:
     Raises:
         AttributeError: transformers has no causal language model or base model of that name.
     """
-    if not name.endswith(("ForCausalLM", "Model")) or not hasattr(transformers, name):
+    if not name.endswith(("ForCausalLM", "Model", *OTHER_TASKS)) or not hasattr(transformers, name):
         raise AttributeError(f"module 'sinkbench' has no attribute {name!r}")
+    if name.endswith(OTHER_TASKS):
+        return _refusing(name, f"its text is read once and whole, without a cache to cut: use transformers.{name}")
     return type(name, (Loader,), {"of": getattr(transformers, name), "__doc__": f"{name} with attention sinks."})
+
+
+def _refusing(name: str, reason: str) -> type:
+    """A class that can be imported, and says why it cannot be used."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise UserError(f"sinkbench has no {name}: {reason}")
+
+    return type(name, (), {"__new__": refuse, "from_pretrained": refuse, "from_config": refuse})
+
+
+class AutoTokenizer(transformers.AutoTokenizer):
+    """transformers' own, which also knows the embedded model's."""
+
+    def __init__(self) -> None:
+        transformers.AutoTokenizer()  # says that it is to be loaded
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs, tokenizer = _located(args, kwargs)
+        return tokenizer or transformers.AutoTokenizer.from_pretrained(*args, **kwargs)
+
+
+AttentionSinkKVCache = _refusing("AttentionSinkKVCache", "a cache is made for a model, by sinkbench.SinkCache(model)")
+
+
+def _located(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+    """The arguments of ``from_pretrained``; for the embedded model, those of its files, and its tokenizer."""
+    name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+    if name != MODEL:
+        return args, kwargs, None
+    checkpoint = locate(ModelSource(name=MODEL))
+    tokenizer = load_tokenizer(checkpoint)
+    for token, index in SPECIAL.items():
+        setattr(tokenizer, token, tokenizer.convert_ids_to_tokens(index))
+    return args[1:], kwargs | checkpoint.arguments, tokenizer
+
+
+def _end_as(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Texts of ``model`` begin, end and are padded with the tokens of ``tokenizer``."""
+    for settings in (model.generation_config, model.config):
+        for token in SPECIAL:
+            setattr(settings, f"{token}_id", getattr(tokenizer, f"{token}_id"))
 
 
 class SinkCache(BatchedCache):
@@ -90,9 +167,24 @@ class SinkCache(BatchedCache):
         self, model: PreTrainedModel, attention_sink_size: int = SINKS, attention_sink_window_size: int = WINDOW
     ) -> None:
         chosen = _chosen(attention_sink_size, attention_sink_window_size)
-        patch = Patch.to(model)
-        weakref.finalize(self, patch.release)
-        super().__init__(model, _plan(model, chosen))
+        self._hold(model)
+        super().__init__(model, _plan(model, chosen), chosen.name)
+
+    def _hold(self, model: PreTrainedModel) -> None:
+        patch, wish = Patch.to(model)
+        weakref.finalize(self, patch.release, wish)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = super().__deepcopy__(memo)
+        if twin.model is not None:
+            twin._hold(twin.model)
+        return twin
+
+    def attach(self, model: PreTrainedModel) -> None:
+        held = self.model is model
+        super().attach(model)
+        if not held:
+            self._hold(model)
 
 
 @contextmanager
@@ -105,16 +197,14 @@ def attention_sinks(
         UserError: sizes that cannot be, or a model whose positions cannot stream.
     """
     chosen = _chosen(attention_sink_size, attention_sink_window_size)
-    patch = Patch.to(model)
-    before = patch.plan
+    plan = _plan(model, chosen)
+    BatchedCache(model, plan)  # refuses what cannot stream
+    patch, wish = Patch.to(model, plan, chosen.name)
     try:
-        plan = _plan(model, chosen)
-        BatchedCache(model, plan)  # refuses what cannot stream
-        patch.plan = plan
-        yield model
+        with patch.keeping(wish):
+            yield model
     finally:
-        patch.plan = before
-        patch.release()
+        patch.release(wish)
 
 
 def _refuse_random(name: Any, info: dict[str, Any]) -> None:
@@ -130,11 +220,10 @@ def _plan(model: PreTrainedModel, chosen: Chosen) -> Plan:
 
 
 def _given(model: PreTrainedModel, chosen: Chosen) -> PreTrainedModel:
-    patch = Patch.to(model)
     plan = _plan(model, chosen)
-    if model.device.type != "meta":
+    if device_of(model).type != "meta":
         BatchedCache(model, plan)  # refuses what cannot stream
-    patch.plan = plan
+    Patch.to(model, plan, chosen.name)
     return model
 
 

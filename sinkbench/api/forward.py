@@ -21,6 +21,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.errors import UserError
 from sinkbench.positions.families import lasting, takes_positions
+from sinkbench.positions.frequencies import frequencies_alone
 
 Forward = Callable[..., Any]
 OURS = frozenset(
@@ -145,6 +146,7 @@ def _feed(
     sizes, apart = stretches(model, cache, n, rows)
     longest = min(cache.reach.end(max(sizes)) + max(sizes), cache.seen + n)
     with ExitStack() as stack:
+        stack.enter_context(frequencies_alone(model, fresh=True))
         stack.enter_context(lasting(model, longest))
         if apart:
             try:
@@ -167,6 +169,8 @@ def _feed(
                 given["position_ids"] = positions
             yield size, after, forward(**given, past_key_values=cache, use_cache=True, return_dict=True)
             begin += size
+    for layer in cache.kept if max(sizes) > 1 else ():
+        layer.settle()
 
 
 def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> tuple[list[int], bool]:

@@ -20,6 +20,7 @@ from transformers.models.gptj.modeling_gptj import GPTJAttention
 from transformers.models.mpt.modeling_mpt import MptAttention
 
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import device_of
 
 Attend = Callable[..., Tensor]
 
@@ -99,9 +100,8 @@ def replaceable(model: PreTrainedModel) -> bool:
     return model._can_set_attn_implementation() or any(isinstance(m, tuple(ADAPTERS)) for m in model.modules())
 
 
-@contextmanager
-def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
-    """Within this context, attention modules named in :data:`ADAPTERS` call ``attend``.
+def methods_of(model: PreTrainedModel, attend: Attend) -> dict[tuple[nn.Module, str], Callable]:
+    """The methods of attention modules named in :data:`ADAPTERS`, by module and name, as they call ``attend``.
 
     Raises:
         UserError: the model neither has such modules nor supports transformers' attention registry.
@@ -112,20 +112,37 @@ def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
             "use --engine stepwise"
         )
     found = [(m, make) for m in model.modules() for kind, make in ADAPTERS.items() if isinstance(m, kind)]
-    changed: list[tuple[nn.Module, str]] = []
+    return {(m, _place(m, name)): method for m, make in found for name, method in make(m, attend).items()}
+
+
+def _place(module: nn.Module, name: str) -> str:
+    """Where the method ``name`` is to be replaced: behind what Accelerate has stood before it."""
+    return "_old_forward" if name == "forward" and "_old_forward" in vars(module) else name
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, attend: Attend) -> Iterator[None]:
+    """Within this context, attention modules named in :data:`ADAPTERS` call ``attend``, whoever calls them.
+
+    Raises:
+        UserError: as :func:`methods_of`.
+    """
+    methods = methods_of(model, attend)
+    before = {(module, name): vars(module).get(name) for module, name in methods}
     try:
-        for module, make in found:
-            for name, method in make(module, attend).items():
-                object.__setattr__(module, name, method)
-                changed.append((module, name))
+        for (module, name), method in methods.items():
+            object.__setattr__(module, name, method)
         yield
     finally:
-        for module, name in changed:
-            object.__delattr__(module, name)
+        for (module, name), own in before.items():
+            if own is not None:
+                object.__setattr__(module, name, own)
+            elif name in vars(module):
+                object.__delattr__(module, name)
 
 
 def mask_argument(model: PreTrainedModel) -> dict[str, Tensor]:
     """A stand-in for the mask, for MPT, which cannot do without one; it is never looked at."""
     if any(isinstance(m, MptAttention) for m in model.modules()):
-        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=model.device)}
+        return {"attention_mask": torch.zeros(1, 1, 1, 1, device=device_of(model))}
     return {}

@@ -36,7 +36,7 @@ def step_by_step(rows: Rows) -> Tensor:
         if now < window:
             slots.free.fill_(present)
             continue
-        slots.free = lowest(scores, slots.tokens, policy.sinks, now + 1 - policy.protected, eviction.tolerance)
+        slots.free = lowest(scores, slots.tokens, policy.sinks, now + 1 - policy.protected, now, eviction.tolerance)
         died.scatter_(2, slots.columns.gather(2, slots.free), i)
     slots.remember()
     return died

@@ -5,16 +5,21 @@ gets alone. Rows of equal length share their forwards; rows of other lengths hav
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.strip import StripLayer
 from sinkbench.errors import UserError
+from sinkbench.models.sizes import layer_sizes
+from sinkbench.positions.bare import device_of
 from sinkbench.strategies import Plan
 
 
@@ -29,20 +34,82 @@ class Group:
 class BatchedCache(Cache):
     """The caches of a batch of streams through ``model``, as one object that transformers' ``generate`` can carry.
 
+    Copies share the model and nothing else. Pickled, it goes without the model, and works with the first that it is
+    passed to (:meth:`attach`).
+
     Attributes:
+        name: of the strategy.
         columns: text that passed, padding included: what ``generate`` must leave out of the next ``input_ids``.
         groups: which rows share which cache; none before the first token.
     """
 
-    def __init__(self, model: PreTrainedModel, plan: Plan) -> None:
+    model: PreTrainedModel | None
+
+    def __init__(self, model: PreTrainedModel, plan: Plan, name: str = "a strategy") -> None:
         super().__init__(layers=[])
-        self.model, self.plan = model, plan
+        self.model, self.plan, self.name = model, plan, name
         self.columns = 0
         self.groups = [Group([], StreamCache(model, plan))]  # refuses what cannot stream now and not later
 
     def __len__(self) -> int:
         """The number of layers, as of every cache of transformers; so an empty one is not false."""
         return len(self.groups[0].cache.layers)
+
+    def __repr__(self) -> str:
+        held = f"{self.held:,} tokens held of {self.seen:,}, {self.nbytes:,} bytes"
+        rows = f", {self.rows} rows" if self.rows > 1 else ""
+        return f"{type(self).__name__}({self.name}, {held}{rows})"
+
+    def __getitem__(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values held in a layer, each ``(B, H, held, D)``: by position, in text order.
+
+        Raises:
+            IndexError: the model has no such layer.
+            UserError: rows hold different numbers of tokens, or the layer no keys.
+        """
+        if len(self.groups) > 1:
+            raise UserError("rows of different lengths are held apart: look at cache.groups[i].cache.layers[layer]")
+        found = self.groups[0].cache.layers[layer]
+        if not isinstance(found, StripLayer | ScoredLayer):
+            raise UserError(f"layer {layer} carries a state, and no keys and values")
+        if not found.is_initialized:
+            raise UserError("this cache has seen nothing yet")
+        return found.entries()
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self[layer] for layer in range(len(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        policies = [layer.policy for layer in self.plan.kept]
+        memo |= {id(x): x for x in (self.plan, *self.plan.kept, *policies)}  # never change
+        shared = {"model": self.model, "plan": self.plan}
+        vars(twin).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items() if k not in shared} | shared)
+        return twin
+
+    def __copy__(self) -> Self:
+        """As a deep copy: what one reads, the other must not see."""
+        return copy.deepcopy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"model": None}
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Let an unpickled cache work with ``model``, which must be like the one that it was made for.
+
+        Raises:
+            UserError: it has a model, or this one has other layers, or lies elsewhere.
+        """
+        if self.model is not None and self.model is not model:
+            raise UserError("this cache was made for another model: make one with sinkbench.SinkCache(model)")
+        wanted = [layer.sizes for layer in self.plan.kept]
+        if wanted != [sizes for sizes in layer_sizes(model.config) if sizes.kind != "state"]:
+            raise UserError(f"this cache was made for a model of other layers than this {type(model).__name__}")
+        if any(group.cache.device != device_of(model) for group in self.groups):
+            raise UserError(f"this cache lies on {self.groups[0].cache.device}, and the model on {device_of(model)}")
+        self.model = model
+        for group in self.groups:
+            group.cache.reread(model)
 
     @property
     def rows(self) -> int:
@@ -72,11 +139,14 @@ class BatchedCache(Cache):
         """Refused: a forward that calls this does not know the strategy."""
         raise UserError(
             "this cache works with the model it was made for, while that model carries the strategy: call the model "
-            "itself and not a part of it, and within `with attention_sinks(model)` if it came from there"
+            "itself and not a part of it, within `with attention_sinks(model)` if it came from there, and after "
+            "cache.attach(model) if it was unpickled"
         )
 
     def reset(self) -> None:
         """Forget the text, as if newly made."""
+        if self.model is None:
+            raise UserError("an unpickled cache has no model yet: cache.attach(model)")
         self.columns, self.groups = 0, [Group([], StreamCache(self.model, self.plan))]
 
     def crop(self, tokens_to_remove: int) -> None:

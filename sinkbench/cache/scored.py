@@ -9,6 +9,7 @@ died at which token is for the attention to find (:mod:`sinkbench.attention.scan
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -203,11 +204,21 @@ class ScoredLayer(CacheLayerMixin):
             self.free.fill_(n)
             return
         first, last = self.policy.sinks, self.seen - self.policy.protected
-        self.free = lowest(scores, tokens, first, last, self.eviction.tolerance)
+        self.free = lowest(scores, tokens, first, last, held.now, self.eviction.tolerance)
         if self.plan.positions == "cache":
             self.ranks -= (self.ranks > self.ranks.gather(2, self.free)).long()
         if self.trace is not None:
             self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
+
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Keys and values kept for the next step, each ``(B, H, held, D)``, those of a head in no particular order."""
+        slots = torch.arange(self.present, device=self.device).expand(*self.free.shape[:2], -1)
+        kept = slots[slots != self.free].view(*slots.shape[:2], -1) if self.present > self.held else slots
+        return self.keys.gather(2, _along(kept, self.keys)), self.values.gather(2, _along(kept, self.values))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what the last step saw."""
+        return {name: value for name, value in vars(self).items() if name != "view"}
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""
@@ -256,20 +267,26 @@ def _along(index: Tensor, x: Tensor) -> Tensor:
     return index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[-1])
 
 
-def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, tolerance: float = 0.0) -> Tensor:
+def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, now: int, tolerance: float = 0.0) -> Tensor:
     """Where the entry with the lowest score lies, ``(B, H, 1)``; of equal ones, the oldest.
 
     Args:
         scores: ``(B, H, n)``, or ``(B, 1, n)`` for all heads.
         tokens: indices in the text, ``(B, H, n)``; only those from ``first`` on and before ``last`` can go.
+        now: the index of the newest.
         tolerance: scores above the lowest by no more than this share of its magnitude are equal to it.
     """
+    if first == 0 and last > now:
+        return _oldest_lowest(scores.expand(tokens.shape), tokens, tolerance)
     stays = tokens >= last
     if first:
         stays |= tokens < first
     most = torch.iinfo(torch.long).max
-    scores = scores.expand(tokens.shape).masked_fill(stays, torch.inf)
+    return _oldest_lowest(scores.masked_fill(stays, torch.inf), tokens.masked_fill(stays, most), tolerance)
+
+
+def _oldest_lowest(scores: Tensor, tokens: Tensor, tolerance: float) -> Tensor:
     low = scores.amin(-1, keepdim=True)
     if tolerance:
-        low = torch.fmax(low, low + tolerance * low.abs())  # an infinite lowest has no neighbours
-    return tokens.masked_fill(stays, most).masked_fill_(scores > low, most).argmin(-1, keepdim=True)
+        low = torch.fmax(low, torch.add(low, low.abs(), alpha=tolerance))  # an infinite lowest has no neighbours
+    return tokens.masked_fill(scores > low, torch.iinfo(torch.long).max).argmin(-1, keepdim=True)

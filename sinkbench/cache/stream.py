@@ -17,6 +17,7 @@ from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.strip import StripLayer, compaction_interval
 from sinkbench.cache.trace import Trace
 from sinkbench.models.sizes import copies_of
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.families import family_of
 from sinkbench.positions.reach import Reach
@@ -39,14 +40,12 @@ class StreamCache(Cache):
 
     def __init__(self, model: PreTrainedModel, plan: Plan, trace: Trace | None = None) -> None:
         self.plan = plan
-        bounded = any(layer.policy.window is not None for layer in plan.kept)
-        # dense attention never moves a key, so any model will do
-        ropes: Sequence[Rope | None] = read_positions(model) if bounded else [None] * len(plan.layers)
+        ropes = _ropes(model, plan)
         self.position = 0  # of the next token
         self.seen = 0  # tokens fed
         self.copies = copies_of(model.config)
         super().__init__(layers=_layers(model, plan, ropes))
-        self.device, self.itemsize = model.device, model.dtype.itemsize
+        self.device, self.itemsize = device_of(model), model.dtype.itemsize
         spare = [compaction_interval(layer.policy) for layer in plan.kept if layer.policy.window is not None]
         self.reach = Reach.of(plan, [layer.rope for layer in self.kept], max(spare, default=0))
         # Where frequencies change inside the window, every step turns every key anew, from keys kept unrotated.
@@ -62,13 +61,25 @@ class StreamCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """As ``Cache.update``. Of keys and values that the model has copied, one is kept, and copies are answered."""
+        """As ``Cache.update``. Of keys and values that the model has copied, one is kept, and copies are answered.
+
+        Under autocast both are kept in its type, to which attentions bring them: a model may hand on keys in another
+        type than values, and gets its own types back.
+        """
+        types, device = (key_states.dtype, value_states.dtype), key_states.device.type
+        if torch.is_autocast_enabled(device) and key_states.is_floating_point():
+            lower = torch.get_autocast_dtype(device)
+            key_states, value_states = key_states.to(lower), value_states.to(lower)
+            self.itemsize = lower.itemsize
         layer = self.plan.layers[layer_idx]
         if self.copies == 1 or layer is None or key_states.shape[1] == layer.sizes.kv_heads:
-            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        one = key_states[:, :: self.copies], value_states[:, :: self.copies]
-        keys, values = super().update(*one, layer_idx, *args, **kwargs)
-        return keys.repeat_interleave(self.copies, dim=1), values.repeat_interleave(self.copies, dim=1)
+            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        else:
+            one = key_states[:, :: self.copies], value_states[:, :: self.copies]
+            keys, values = (
+                x.repeat_interleave(self.copies, dim=1) for x in super().update(*one, layer_idx, *args, **kwargs)
+            )
+        return keys.to(types[0]), values.to(types[1])
 
     def advance(self, n: int) -> Tensor:
         """The positions at which the next ``n`` tokens are to be fed, shape ``(1, n)``, int64."""
@@ -78,6 +89,12 @@ class StreamCache(Cache):
         self.position += n
         self.seen += n
         return positions
+
+    def reread(self, model: PreTrainedModel) -> None:
+        """Take positions from ``model`` again: those that were pickled do not know it."""
+        for layer, rope in zip(self.layers, _ropes(model, self.plan), strict=True):
+            if isinstance(layer, StripLayer | ScoredLayer):
+                layer.rope = rope
 
     def _rebase(self) -> None:
         held = min(max(layer.held for layer in self.kept), self.reach.window or self.position)
@@ -96,6 +113,12 @@ class StreamCache(Cache):
         return int(bytes_held(self.plan, self.itemsize, self.seen))
 
 
+def _ropes(model: PreTrainedModel, plan: Plan) -> Sequence[Rope | None]:
+    bounded = any(layer.policy.window is not None for layer in plan.kept)
+    # dense attention never moves a key, so any model will do
+    return read_positions(model) if bounded else [None] * len(plan.layers)
+
+
 def _needs_attention(model: PreTrainedModel, plan: Plan) -> bool:
     """Whether the model's own attention would read the cache wrongly even token by token.
 
@@ -108,7 +131,8 @@ def _needs_attention(model: PreTrainedModel, plan: Plan) -> bool:
 
 
 def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) -> list[CacheLayerMixin]:
-    native = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    left = any(layer is None for layer in plan.layers)
+    native = DynamicCache(config=model.config.get_text_config(decoder=True)).layers if left else []
     layers: list[CacheLayerMixin] = []
     governed = 0
     for index, (layer, rope) in enumerate(zip(plan.layers, ropes, strict=True)):

@@ -17,6 +17,7 @@ from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import LayerPlan, Policy
+from sinkbench.strategies.formats import Format
 
 BLOCK = 1024  # tokens by which an unbounded strip grows
 
@@ -50,6 +51,7 @@ class StripLayer(CacheLayerMixin):
         self.plan, self.rope = plan, rope
         self.policy = plan.policy
         self.moves = Moves()  # a cache gives all its layers one
+        self.as_computed = plan.format == Format()
         self.is_sliding = plan.sizes.kind == "sliding"
         self.sinks: Sinks | None = None  # set once the sinks have left their place in the strip
         self.start = self.end = 0  # slots of the window, without the sinks
@@ -84,11 +86,15 @@ class StripLayer(CacheLayerMixin):
                 f"{n} tokens at once do not fit a cache of {window}: feed them through a model loaded with "
                 "sinkbench.AutoModelForCausalLM, or one at a time"
             )
+        plain = not (self.sinks_in_attention or self.keys_unrotated or self.plan.format.recoded)
+        if plain and not self.seen:
+            return self._begin(key_states, value_states)
         self._make_room(key_states, value_states, n)
         position = self.end + self.offset
-        rope = self.rope and self.rope.at_length(position + n)
-        key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - position)
-        value_states = read_back(self.plan.format, value_states)
+        if not self.as_computed:
+            rope = self.rope and self.rope.at_length(position + n)
+            key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - position)
+            value_states = read_back(self.plan.format, value_states)
         if self.keys_unrotated:
             key_states = self._turned(
                 key_states, -torch.arange(position, position + n, device=self.device), position + n
@@ -102,6 +108,15 @@ class StripLayer(CacheLayerMixin):
         if self.keys_unrotated:
             end = position + n  # the model's frequencies are those of a sequence of this length
             keys = self._turned(keys, torch.arange(end - keys.shape[-2], end, device=self.device), end).to(values.dtype)
+        self._evict()
+        return keys, values
+
+    def _begin(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """The first tokens are the strip, without a copy: a short prompt costs what it costs without a strategy."""
+        keys = _of_its_own(read_back(self.plan.format, key_states))
+        values = _of_its_own(read_back(self.plan.format, value_states))
+        self.keys, self.values = keys, values
+        self.start, self.end, self.seen = 0, keys.shape[2], keys.shape[2]
         self._evict()
         return keys, values
 
@@ -125,7 +140,7 @@ class StripLayer(CacheLayerMixin):
         return first
 
     def _evict(self) -> None:
-        if not self.policy.dropped(self.seen):
+        if self.policy.window is None or self.seen <= self.policy.window:
             return
         if self.sinks is None:
             count = self.policy.sinks
@@ -147,7 +162,7 @@ class StripLayer(CacheLayerMixin):
 
     def settle(self) -> None:
         """Give back the room that only many tokens at a time need."""
-        if self.end > self.start:
+        if self.end > self.start and self.keys.shape[2] > self._needed(1):
             self._lay_back(self.keys, self.values, self._needed(1))
 
     def _lay_back(self, keys: Tensor, values: Tensor, capacity: int) -> None:
@@ -181,6 +196,13 @@ class StripLayer(CacheLayerMixin):
         """Entries kept for the next step, sinks among them."""
         return self.end - self.start + (self.policy.sinks if self.sinks is not None else 0)
 
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """Keys and values kept for the next step, each ``(B, H, held, D)``, in text order."""
+        keys, values = (x[:, :, self.start : self.end] for x in (self.keys, self.values))
+        if self.sinks is None:
+            return keys, values
+        return torch.cat((self.sinks.keys.to(keys.dtype), keys), 2), torch.cat((self.sinks.values, values), 2)
+
     def get_seq_length(self) -> int:
         return self.held
 
@@ -211,3 +233,8 @@ class StripLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._map(lambda x: x[indices.to(x.device)])
+
+
+def _of_its_own(x: Tensor) -> Tensor:
+    """``x``, copied where it is a part of something larger that it would keep in memory."""
+    return x if x.untyped_storage().nbytes() <= x.nbytes else x.clone()

@@ -5,29 +5,57 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from sinkbench.cli.output import Document, Format, FormatOption, show
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from sinkbench.diagnostics.doctor import Diagnosis
+    from sinkbench.results.table import Table as ValueTable
 
 
-def doctor() -> None:
+def doctor(form: FormatOption = Format.text) -> None:
     """Say what is installed, what would run here, and how to mend the rest.
 
     Exit status 0 when the two default commands would work, 1 otherwise.
     """
     warnings.filterwarnings("ignore")
-    from rich.console import Console
-
     from sinkbench.diagnostics.doctor import diagnose
 
     diagnosis = diagnose()
-    Console().print(checks_table(diagnosis))
-    for mend in diagnosis.mends:
-        typer.echo(f"to mend: {mend}")
-    typer.echo("the two default commands would work" if diagnosis.ready else "the two default commands would not work")
+    mends = [f"to mend: {mend}" for mend in diagnosis.mends]
+    outcome = f"the two default commands would {'' if diagnosis.ready else 'not '}work"
+    document = Document([values(diagnosis)], {"ready": diagnosis.ready}, [*mends, outcome])
+
+    def people() -> None:
+        from rich.console import Console
+
+        Console().print(checks_table(diagnosis))
+        for line in document.notes:
+            typer.echo(line)
+
+    show(document, form, people)
     if not diagnosis.ready:
         raise typer.Exit(1)
+
+
+def values(diagnosis: "Diagnosis") -> "ValueTable":
+    """All checks, one a row, for programs."""
+    from sinkbench.results.table import Column, Table
+
+    columns = [
+        Column("what", "what"),
+        Column("state", "state"),
+        Column("found", "found"),
+        Column("mend", "to mend"),
+        Column("section", "section"),
+    ]
+    rows = [
+        [check.what, check.state, check.found, check.mend, title]
+        for title, checks in diagnosis.sections.items()
+        for check in checks
+    ]
+    return Table("checks", "", columns, [list(row) for row in rows])
 
 
 def checks_table(diagnosis: "Diagnosis") -> "Table":

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import typer
 from rich.console import Console
@@ -11,10 +11,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sinkbench.cli.progress import outcome
+from sinkbench.cli.output import Document, Format, show
 from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
+from sinkbench.library.progress import outcome
+from sinkbench.results.table import Column
+from sinkbench.results.table import Table as ValueTable
 from sinkbench.runs.result import RunResult
 from sinkbench.signals import check
 from sinkbench.sweeps.estimate import device_for, estimate
@@ -22,21 +25,28 @@ from sinkbench.sweeps.experiment import Experiments
 from sinkbench.sweeps.plan import Cell, once
 
 LAID_OUT = 500  # rows of estimates up to which the table is laid out for the terminal: it takes a second for 2,000
+ESTIMATED = [
+    Column("run", "run"),
+    Column("model", "model"),
+    Column("dtype", "dtype"),
+    Column("tokens", "tokens", ",.0f"),
+    Column("memory_bytes", "memory (GiB)", ",.2f", 2.0**-30),
+    Column("seconds", "time (s)", ",.0f"),
+]
 
 
-def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
+def estimates(read: Experiments, cells: Sequence[RunConfig], form: Format = Format.text) -> None:
     """Print the matrix with an estimate of memory and time each, and of the whole."""
-    rows = []
-    seconds, notes, shape_of = 0.0, {}, once(read.shape)
+    rows: list[list[Any]] = []
+    notes, shape_of = {}, once(read.shape)
     for cell in cells:
         check()
-        memory = length = "-"
+        memory = seconds = None
         try:
             shape = shape_of(cell.model)
             device = device_for(cell, shape)
             cost = estimate(cell, shape, device)
-            memory, length = f"{cost.vram_bytes / 2**30:.2f} GiB", duration(cost.seconds)
-            seconds += cost.seconds
+            memory, seconds = cost.vram_bytes, cost.seconds
             if cost.vram_bytes > device.memory:
                 notes[cell.model_name_or_path] = (
                     f"{cell.model_name_or_path} needs more than the {device.memory / 2**30:.1f} GiB that are free here"
@@ -45,17 +55,34 @@ def estimates(read: Experiments, cells: Sequence[RunConfig]) -> None:
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             notes[cell.model_name_or_path] = f"no estimate for {cell.model_name_or_path}: {kind}{error}"
         name = _name(cell, read.options.output_dir)
-        rows.append((name, cell.model_name_or_path, cell.dtype, f"{cell.num_tokens:,}", memory, length))
-    console = Console()
+        rows.append([name, cell.model_name_or_path, cell.dtype, cell.num_tokens, memory, seconds])
+    whole = sum(row[-1] or 0.0 for row in rows)
+    about = f"About {duration(whole)} on this device, one after the other. Results go to {read.options.output_dir}."
     title = f"{read.path}: {len(cells)} run{'s' if len(cells) != 1 else ''}"
-    if len(rows) <= LAID_OUT:
-        console.print(_estimate_table(title, rows))
+    lines = [about, *(f"note: {note}" for note in notes.values())]
+    facts = {"file": str(read.path), "output_dir": str(read.options.output_dir), "seconds": whole}
+    table = ValueTable("cells", title, ESTIMATED, rows)
+    show(Document([table], facts, lines), form, lambda: _print_estimates(title, rows, lines))
+
+
+def _print_estimates(title: str, rows: Sequence[Sequence[Any]], notes: Sequence[str]) -> None:
+    """The matrix for people."""
+    shown = [
+        (
+            *row[:3],
+            f"{row[3]:,}",
+            "-" if row[4] is None else f"{row[4] / 2**30:.2f} GiB",
+            "-" if row[5] is None else duration(row[5]),
+        )
+        for row in rows
+    ]
+    console = Console()
+    if len(shown) <= LAID_OUT:
+        console.print(_estimate_table(title, shown))
     else:
-        typer.echo("\n".join([title, *_in_columns([("run", "model", "dtype", "tokens", "memory", "time"), *rows])]))
-    about = f"About {duration(seconds)} on this device, one after the other. Results go to {read.options.output_dir}."
-    console.print(Text(about))
-    for note in notes.values():
-        console.print(Text(f"note: {note}"))
+        typer.echo("\n".join([title, *_in_columns([("run", "model", "dtype", "tokens", "memory", "time"), *shown])]))
+    for note in notes:
+        console.print(Text(note))
 
 
 def _estimate_table(title: str, rows: Sequence[tuple[str, ...]]) -> Table:

@@ -4,16 +4,15 @@ import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
 
-from sinkbench.config import Option, options_of
+from sinkbench.config import Option, configured, flag, options_of
 from sinkbench.strategies.registry import parse_settings
-from sinkbench.validation import checked
 
-Config = TypeVar("Config", bound=BaseModel)
+__all__ = ["ConfigPath", "configured", "flag", "place", "takes"]
 
 
 def place(name: str) -> Path:
@@ -27,11 +26,6 @@ ConfigPath = Annotated[
     Path | None,
     typer.Option("--config", parser=place, metavar="FILE", help="TOML of options, for all that the line does not say."),
 ]
-
-
-def flag(name: str) -> str:
-    """How the option of this name is given on the command line."""
-    return f"--{name.replace('_', '-')}"
 
 
 def takes(config: type[BaseModel], helps: dict[str, str] | None = None) -> Callable[[Callable], Callable]:
@@ -99,12 +93,3 @@ def _value(given: Any, annotation: Any) -> Any:
             with suppress(ValueError):
                 return kind(given)
     return given
-
-
-def configured(config: type[Config], given: dict[str, Any]) -> Config:
-    """The configuration that a command line gives.
-
-    Raises:
-        UserError: one line that names the option.
-    """
-    return checked(config, given, lambda key: f"{flag(key)} " if key else "")

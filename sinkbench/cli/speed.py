@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sinkbench.cli.options import place
+from sinkbench.cli.output import Document, Format, FormatOption, show
 from sinkbench.config import DTYPES, MODEL
 from sinkbench.errors import UserError
 from sinkbench.files import check_output
@@ -18,6 +19,7 @@ from sinkbench.validation import MOST
 
 if TYPE_CHECKING:
     from sinkbench.diagnostics.speed import Cost
+    from sinkbench.results.table import Table as ValueTable
 
 
 def speed(
@@ -54,6 +56,7 @@ def speed(
         Path | None,
         typer.Option(parser=place, metavar="FILE", help="A .json or .md to write too; the other goes beside it."),
     ] = None,
+    form: FormatOption = Format.text,
 ) -> None:
     """Time the seed's loop and both engines; print them beside the floors of this device."""
     if output is not None and output.suffix not in (".json", ".md"):
@@ -81,11 +84,12 @@ def speed(
         for cost in measure(model, timings, status.update):
             costs.append(cost)
             console.print(f"{cost.what}: {cost.ms:.4g} ms a token")
-    Console().print(costs_table(costs))
-    if output is None:
-        return
     about = {"model": model_name_or_path, "device": device_name(), "dtype": str(model.dtype).removeprefix("torch.")}
     about |= {"window": str(window_size), "cache": kv_format, "random weights": str(random_weights)}
+    facts = {name.replace(" ", "_"): value for name, value in about.items()}
+    show(Document([cost_values(costs)], facts), form, lambda: Console().print(costs_table(costs)))
+    if output is None:
+        return
     shown = [{"what": c.what, "ms": c.ms, "p99": c.p99, "each": c.each, **asdict(c)} for c in costs]
     text = json_text({**about, "versions": versions(), "costs": shown}, indent=1)
     for suffix, written in ((".json", text), (".md", costs_markdown(costs, about))):
@@ -96,8 +100,35 @@ HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed"
 FITTING = 5  # columns that a narrow terminal has room for
 
 
+def cost_values(costs: "list[Cost]") -> "ValueTable":
+    """The costs, for programs."""
+    from sinkbench.results.table import Column, Table
+
+    columns = [
+        Column("what", "what"),
+        Column("ms", "ms a token", ".5g"),
+        Column("low", "5 %", ".5g"),
+        Column("high", "95 %", ".5g"),
+        Column("p99", "p99", ".5g"),
+        Column("times_the_seed", "x the seed", ".1f"),
+        Column("peak_gib", "peak GiB", ".2f"),
+        Column("timed", "timed", ".0f"),
+        Column("each", "each"),
+    ]
+    seed = _seed(costs)
+    rows = [
+        [c.what, c.ms, *c.spread, c.p99, seed / c.ms if seed else None, c.peak_gib, len(c.timings), c.each]
+        for c in costs
+    ]
+    return Table("costs", "", columns, [list(row) for row in rows])
+
+
+def _seed(costs: "list[Cost]") -> float | None:
+    return next((cost.ms for cost in costs if cost.what.startswith("the seed")), None)
+
+
 def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
-    seed = next((cost.ms for cost in costs if cost.what.startswith("the seed")), None)
+    seed = _seed(costs)
     rows: list[tuple[str, ...]] = []
     for cost in costs:
         digits = 3 if cost.ms >= 0.1 else 5

@@ -1,17 +1,14 @@
 """``sinkbench sweep``: all runs of an experiment file."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
 
 from sinkbench.cli.options import place
+from sinkbench.cli.output import Format, FormatOption
 from sinkbench.cli.status import status_of
 from sinkbench.errors import UserError
 
@@ -41,6 +38,7 @@ def sweep(
     trace: Annotated[
         bool, typer.Option("--trace", help="Write traces, also of what is finished and has none (see sinkbench run).")
     ] = False,
+    form: FormatOption = Format.text,
 ) -> None:
     """Run every combination that an experiment file lists.
 
@@ -51,43 +49,20 @@ def sweep(
     The exit status is 1 if a run failed in the end.
     """
     warnings.filterwarnings("ignore", module="transformers|torch")
+    if form is not Format.text and not dry_run:
+        raise UserError("--format needs --dry-run: what a sweep finds is read with sinkbench compare --format")
     from sinkbench.cli.matrix import Board, estimates
-    from sinkbench.models.loading import Locator
-    from sinkbench.sweeps import plan as sweeps
+    from sinkbench.library.sweeping import carried_out, cells_of
     from sinkbench.sweeps.experiment import read_experiments
 
-    read = read_experiments(file)
-    if output_dir is not None:
-        read = read.into(output_dir)
-    cells = [cell.but(overwrite=overwrite or cell.overwrite, trace=trace or cell.trace) for cell in read.cells()]
-    if any(cell.trace and cell.documents for cell in cells):
-        raise UserError("--documents and --trace exclude each other: a trace is of one stream")
+    read, cells = cells_of(read_experiments(file), output_dir, overwrite, trace)
     if dry_run:
-        estimates(read, cells)
+        estimates(read, cells, form)
         return
-    folder, find = Path(read.options.output_dir), Locator()
-    with _place(launcher) as place, Board(str(folder)) as board:
-        plan = sweeps.planned(cells, folder, place.devices(), find)
-        board.show(plan)
-        watching = {"watch": board.watch, "note": board.note} if launcher is Launcher.local else {}
-        launch = partial(place.launch, find=find, **watching)
-        sweeps.sweep(plan, launch, retries, board.started, board.finished)
+    with Board(str(read.options.output_dir)) as board:
+        plan = carried_out(read, cells, retries, launcher.value, board)
     board.close()
     ended = [status_of(cell.result.exit_reason) for cell in plan if cell.result is not None]
     status = next(filter(None, ended), int(any(cell.failed for cell in plan)))
     if status:
         raise typer.Exit(status)
-
-
-@contextmanager
-def _place(launcher: Launcher) -> Iterator[ModuleType]:
-    """Where cells run: a module that says which devices there are, and launches."""
-    if launcher is Launcher.ray:
-        from sinkbench.sweeps.launchers import ray
-
-        with ray.connected():
-            yield ray
-    else:
-        from sinkbench.sweeps.launchers import local
-
-        yield local

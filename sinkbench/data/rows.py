@@ -25,6 +25,8 @@ def rows_from(source: Source) -> tuple[Iterator[dict], str | None]:
         return iter([{"text": text, "path": name} for name, text in files]), embedded.revision_of(files)
     if source.name == embedded.TEXT:
         return _load(source, "json", data_files=str(embedded.text_file()), split="train"), None
+    if source.rows is not None:
+        return _read(iter(source.rows), source), None
     path = Path(source.name).expanduser()
     _check_place(path)
     if path.is_file():

@@ -41,12 +41,13 @@ class Streams:
     Attributes:
         tokens: of each stream, int64, shape ``(n,)``, ``n`` at least 2.
         exhausted: whether the source had no more than these, where they are one stream.
-        revision: as of a :class:`Stream`.
+        pretokenised: as of a :class:`Stream`; ``revision`` likewise.
         skipped: rows that are too short to predict a token of.
     """
 
     tokens: Sequence[Tensor]
     exhausted: bool
+    pretokenised: bool
     revision: str | None = None
     skipped: int = 0
     predictions: int = field(init=False)
@@ -64,7 +65,7 @@ def read_streams(source: Source, count: int, tokenizer: Callable[[], object]) ->
     if source.documents:
         return read_documents(source, count, tokenizer)
     stream = read_stream(source, count, tokenizer)
-    return Streams([stream.tokens], stream.exhausted, stream.revision)
+    return Streams([stream.tokens], stream.exhausted, stream.pretokenised, stream.revision)
 
 
 def read_stream(source: Source, count: int | None, tokenizer: Callable[[], object]) -> Stream:
@@ -109,7 +110,7 @@ def read_documents(source: Source, count: int, tokenizer: Callable[[], object]) 
         raise UserError(
             f"none of the {rows:,} rows of {source.name!r} has 2 tokens: none can be predicted from another"
         )
-    return Streams(found, True, revision, rows - len(found))
+    return Streams(found, True, pretokenised, revision, rows - len(found))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from sinkbench.engines.batches import Piece, pieces
 from sinkbench.engines.head import backbone
 from sinkbench.engines.states import States
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting, takes_positions
@@ -78,12 +79,12 @@ def states_of(
     size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
 
     def each() -> Iterator[tuple[Piece, Tensor]]:
-        tokens, rows = side_by_side(streams, model.device), len(streams)
+        tokens, rows = side_by_side(streams, device_of(model)), len(streams)
         for piece in pieces(lengths, size):
             check()
             if piece.rows < rows:
                 rows = piece.rows
-                cache.batch_select_indices(torch.arange(rows, device=model.device))
+                cache.batch_select_indices(torch.arange(rows, device=device_of(model)))
             with attending(model, cache):
                 hidden = read(model, cache, tokens[:rows, piece.begin : piece.end])
             yield piece, hidden
@@ -139,7 +140,7 @@ class Room:
     def of(cls, model: PreTrainedModel, plan: Plan) -> "Room":
         """That of the device of ``model``: for hidden states and for caches a quarter of what is free each."""
         a_token, free = _bytes_of_a_token(model, plan), _free(model)
-        most = AT_ONCE[model.device.type == "cuda"]
+        most = AT_ONCE[device_of(model).type == "cuda"]
         return cls(chunk_for(model, plan), min(most, int(free / 4) // a_token), int(free / 4))
 
     def streams(self, plan: Plan, itemsize: int, chunk: int, length: int) -> int:
@@ -153,21 +154,21 @@ class Room:
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
-    return fitting(_bytes_of_a_token(model, plan), _free(model), most_at_once(plan, model.device.type == "cuda"))
+    return fitting(_bytes_of_a_token(model, plan), _free(model), most_at_once(plan, device_of(model).type == "cuda"))
 
 
 def _bytes_of_a_token(model: PreTrainedModel, plan: Plan | None) -> int:
     config = model.config.get_text_config(decoder=True)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    most = most_at_once(plan, model.device.type == "cuda")
+    most = most_at_once(plan, device_of(model).type == "cuda")
     itemsize = torch.finfo(model.dtype).bits // 8
     return bytes_at_once(plan, config.hidden_size, inner, config.num_attention_heads, itemsize, most)
 
 
 def _free(model: PreTrainedModel) -> int:
     """Bytes of memory that are free where ``model`` is."""
-    on_gpu = model.device.type == "cuda"
-    return torch.cuda.mem_get_info(model.device)[0] if on_gpu else psutil.virtual_memory().available
+    on_gpu = device_of(model).type == "cuda"
+    return torch.cuda.mem_get_info(device_of(model))[0] if on_gpu else psutil.virtual_memory().available
 
 
 def most_at_once(plan: Plan | None, on_gpu: bool) -> int:

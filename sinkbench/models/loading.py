@@ -27,6 +27,7 @@ from sinkbench.files import SPECIAL, is_special, read_json
 from sinkbench.models import embedded, hub
 from sinkbench.models.checkpoints import check_complete, check_config, check_finite, refuse_adapters, refuse_pickles
 from sinkbench.models.gguf import unpacked
+from sinkbench.models.given import attention_for, fingerprint
 from sinkbench.models.silence import silent
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.signals import check
@@ -42,19 +43,23 @@ class Checkpoint:
     """A model that has been found.
 
     Attributes:
-        arguments: those by which transformers finds it.
+        arguments: those by which transformers finds it; none of a model that was given as an object.
+        fingerprint: of such a model, as it was when it was given.
     """
 
     source: ModelSource
     arguments: dict[str, Any] = field(hash=False)
+    fingerprint: str = ""
 
 
 def locate(source: ModelSource) -> Checkpoint:
-    """Find a model: a Hub model is pinned to one commit, a GGUF file unpacked.
+    """Find a model: a Hub model is pinned to one commit, a GGUF file unpacked, one that is at hand looked at.
 
     Raises:
         UserError: it is not there, may not be had, is damaged, or missing embedded packages.
     """
+    if source.model is not None:
+        return Checkpoint(source, {}, fingerprint(source.model))
     with _explained(source):
         arguments = _arguments(source)
         _check_layers(source.name, Path(arguments["pretrained_model_name_or_path"]))
@@ -138,6 +143,10 @@ def load_tokenizer(checkpoint: Checkpoint):  # noqa: ANN201
     Raises:
         UserError: it is not there, may not be had, or brings code that is not trusted.
     """
+    if checkpoint.source.tokenizer is not None:
+        return checkpoint.source.tokenizer
+    if checkpoint.source.model is not None:
+        raise UserError("a text needs a tokenizer, and the model is an object: give tokenizer, an object or a name")
     trusted = checkpoint.source.trust_remote_code
     with _explained(checkpoint.source, "tokenizer of "), hub.patient(), silent():
         return AutoTokenizer.from_pretrained(**checkpoint.arguments, trust_remote_code=trusted)
@@ -150,6 +159,8 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         UserError: it may not be had, is damaged, is no causal language model's, or brings code that is not trusted.
     """
     source = checkpoint.source
+    if source.model is not None:
+        return source.model.config
     with _explained(source), hub.patient(), silent():
         config = AutoConfig.from_pretrained(**checkpoint.arguments, trust_remote_code=source.trust_remote_code)
         if config.is_encoder_decoder:
@@ -191,6 +202,8 @@ def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
         UserError: it is not there, may not be had, is damaged or incomplete, or brings code that is not trusted.
     """
     source = checkpoint.source
+    if source.model is not None:
+        return source.model
     kwargs["device_map"] = source.device_map or ("cuda:0" if torch.cuda.is_available() else "cpu")
     dtype = TORCH_DTYPES.get(source.dtype, "auto" if torch.cuda.is_available() else torch.float32)
     config = load_config(checkpoint)
@@ -199,7 +212,7 @@ def load_model(checkpoint: Checkpoint, **kwargs: object) -> PreTrainedModel:
             return _random(config, dtype, str(kwargs["device_map"]), source.trust_remote_code)
         if source.quantization:
             kwargs["quantization_config"] = _quantization(source.quantization)
-        attention = _attention_for(config.get_text_config(decoder=True))
+        attention = attention_for(config.get_text_config(decoder=True))
         if attention:
             kwargs.setdefault("attn_implementation", attention)
         model = _read_weights(checkpoint, dtype=dtype, **kwargs)
@@ -254,15 +267,6 @@ def _quantization(bits: str) -> Any:
     if bits == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-
-
-def _attention_for(config: PretrainedConfig) -> str | None:
-    """The implementation that computes what the architecture says, where transformers' default may not."""
-    if getattr(config, "attn_logit_softcapping", None):
-        return "eager"  # sdpa leaves Gemma 2's soft cap out
-    if config.model_type == "falcon" and config.alibi:
-        return "sdpa"  # eager adds the ALiBi terms twice in transformers 5.17
-    return None
 
 
 def resolved_revision(model: PreTrainedModel) -> str | None:

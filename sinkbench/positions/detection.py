@@ -8,6 +8,7 @@ error and never a wrong number.
 
 import math
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,29 +17,48 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import bare, device_of
 from sinkbench.positions.families import family_of, takes_positions
 from sinkbench.positions.rotary import Rope, wide
 
 STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
 
 
-class Probe(DynamicCache):
-    """The cache that positions are read with: a model that carries a strategy (sinkbench.attached) lets it pass."""
-
-
 class LearnedPositions(UserError):
     """The model adds positions to its hidden states."""
+
+
+_READ: WeakKeyDictionary[PreTrainedModel, tuple[str, list[Rope | None]]] = WeakKeyDictionary()
 
 
 def read_positions(model: PreTrainedModel) -> list[Rope | None]:
     """How the keys of each layer of ``model`` turn with position: a :class:`Rope`, or ``None`` where they do not.
 
-    One token is fed at position 0 and at a later one. It attends to itself alone, so in a model whose
-    positions live in attention only, the values of all layers agree and the keys differ by a turn.
+    They are read once, and again where the model has moved, or its configuration says something else of positions.
 
     Raises:
         LearnedPositions: the model adds positions elsewhere.
         UserError: the model turns its keys in an unknown way.
+    """
+    facts = _facts(model)
+    known = _READ.get(model)
+    if known is None or known[0] != facts:
+        known = _READ[model] = facts, _read(model)
+    return known[1]
+
+
+def _facts(model: PreTrainedModel) -> str:
+    """What decides how keys turn, beside the weights."""
+    config = model.config.get_text_config(decoder=True)
+    names = ("rope_parameters", "rotary_dim", "max_position_embeddings", "num_hidden_layers", "layer_types")
+    return repr([model.dtype, device_of(model), *(getattr(config, name, None) for name in names)])
+
+
+def _read(model: PreTrainedModel) -> list[Rope | None]:
+    """As :func:`read_positions`, anew.
+
+    One token is fed at position 0 and at a later one. It attends to itself alone, so in a model whose
+    positions live in attention only, the values of all layers agree and the keys differ by a turn.
     """
     if family_of(model).alibi:
         return [None] * model.config.get_text_config(decoder=True).num_hidden_layers
@@ -75,13 +95,15 @@ def check_reach(model: PreTrainedModel, length: int) -> None:
 
 def _keys_and_values(model: PreTrainedModel, step: int) -> dict[int, tuple[Tensor, Tensor]]:
     """What each layer that keeps any has of one token at positions 0 and ``step``, each ``(2, heads, 1, dim)``."""
-    cache = Probe(config=model.config)
+    cache = DynamicCache(config=model.config)
     embeddings = model.get_input_embeddings().weight[:1024]
-    loudest = embeddings.float().norm(dim=-1).argmax()  # not one that embeds as zeros, as padding does
-    token = loudest.to(model.device).expand(2, 1)
-    positions = torch.tensor([[0], [step]], device=model.device)
-    with torch.no_grad():
-        model(token, position_ids=positions, past_key_values=cache, use_cache=True)
+    device = device_of(model)
+    offloaded, some = embeddings.is_meta, torch.tensor(len(embeddings) // 2)
+    loudest = some if offloaded else embeddings.float().norm(dim=-1).argmax()  # no zeros, as padding embeds
+    token = loudest.to(device).expand(2, 1)
+    positions = torch.tensor([[0], [step]], device=device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        bare(model)(token, position_ids=positions, past_key_values=cache, use_cache=True)
     read = {i: (getattr(layer, "keys", None), getattr(layer, "values", None)) for i, layer in enumerate(cache.layers)}
     return {i: (keys, values) for i, (keys, values) in read.items() if keys is not None and values is not None}
 

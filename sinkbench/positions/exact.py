@@ -6,13 +6,16 @@ float64 and rounded once.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from sinkbench.calls import standing_in
+from sinkbench.positions.bare import device_of
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -29,16 +32,17 @@ CLOSE = 0.05  # mean distance from what a module answers, below which a layout i
 def exact_angles(model: PreTrainedModel) -> Iterator[None]:
     """Within this context, rotary modules of a float32 or float64 ``model`` answer with exact cosines and sines.
 
-    In half precision their rounding to the model's dtype outweighs the error by far, and nothing is changed. How a
-    module lays out its answer is found before: a step reads nothing back from the device for it.
+    In this thread or task alone. In half precision their rounding to the model's dtype outweighs the error by far, and
+    nothing is changed. How a module lays out its answer is found before: a step reads nothing back from the device for
+    it.
     """
-    with ExitStack() as stack:
-        for module in model.modules() if model.dtype in (torch.float32, torch.float64) else ():
-            kinds = [name.removesuffix("inv_freq").rstrip("_") for name in _frequencies(module)]
-            layouts = {kind: layout for kind in kinds if (layout := _layout(module, kind, model)) is not None}
-            if layouts:
-                hook = module.register_forward_hook(partial(_exact, layouts), with_kwargs=True)
-                stack.callback(hook.remove)
+    exact = {}
+    for module in model.modules() if model.dtype in (torch.float32, torch.float64) else ():
+        kinds = [name.removesuffix("inv_freq").rstrip("_") for name in _frequencies(module)]
+        layouts = {kind: layout for kind in kinds if (layout := _layout(module, kind, model)) is not None}
+        if layouts:
+            exact[module, "forward"] = partial(_exact, layouts, module)
+    with standing_in(exact):
         yield
 
 
@@ -50,11 +54,11 @@ def _frequencies(module: nn.Module) -> list[str]:
 
 def _layout(module: nn.Module, kind: str, model: PreTrainedModel) -> Layout | None:
     """How ``module`` lays out its answer for layers of ``kind``; ``None`` where that is not understood."""
-    positions = torch.tensor([[0, 3]], device=model.device)
+    positions = torch.tensor([[0, 3]], device=device_of(model))
     try:
         with torch.no_grad():
             output = module(
-                torch.zeros(1, 2, 1, dtype=model.dtype, device=model.device), positions, *filter(None, [kind])
+                torch.zeros(1, 2, 1, dtype=model.dtype, device=device_of(model)), positions, *filter(None, [kind])
             )
     except Exception:  # a module that is called in another way: its angles are left as they are
         return None
@@ -66,10 +70,9 @@ def _layout(module: nn.Module, kind: str, model: PreTrainedModel) -> Layout | No
     return LAYOUTS[best] if near[best] <= CLOSE else None
 
 
-def _exact(
-    layouts: dict[str, Layout], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> Any:
-    """What ``module`` answered, with exact angles."""
+def _exact(layouts: dict[str, Layout], module: nn.Module, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What ``module`` answers by its ``own`` forward, with exact angles."""
+    output = own(*args, **kwargs)
     positions = kwargs.get("position_ids", args[1] if len(args) > 1 else None)
     kind = kwargs.get("layer_type", args[2] if len(args) > 2 else None) or ""
     if kind not in layouts or not isinstance(positions, Tensor):

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +21,14 @@ from transformers.models.codegen.modeling_codegen import create_sinusoidal_posit
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
+from sinkbench.calls import LOCK
 from sinkbench.positions.alibi import Alibi
+from sinkbench.positions.bare import device_of
+
+Undo = Callable[[], None]
+
+_SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()  # of bound methods
+_LENGTHENED: WeakKeyDictionary[PreTrainedModel, list[Undo]] = WeakKeyDictionary()  # one for each call under way
 
 
 @dataclass(frozen=True)
@@ -33,34 +42,34 @@ class Family:
     """
 
     alibi: Callable[[PreTrainedModel], Alibi] | None = None
-    lengthen: Callable[[PreTrainedModel, int], Callable[[], None]] | None = None
+    lengthen: Callable[[PreTrainedModel, int], Undo] | None = None
 
 
 def _bloom_terms(model: PreTrainedModel) -> Alibi:
-    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, device_of(model)
     return Alibi(lambda n: bloom_alibi(torch.ones(1, n, device=device), heads, dtype)[:, 0].float())
 
 
 def _falcon_terms(model: PreTrainedModel) -> Alibi:
-    heads, dtype, device = model.config.num_attention_heads, model.dtype, model.device
+    heads, dtype, device = model.config.num_attention_heads, model.dtype, device_of(model)
     scale = 1 / math.sqrt(model.config.hidden_size // heads)  # Falcon scales the sum of score and term
     ones = lambda n: torch.ones(1, n, device=device, dtype=torch.long)  # noqa: E731
     return Alibi(lambda n: falcon_alibi(ones(n), heads, dtype)[:, 0].float() * scale)
 
 
 def _mpt_terms(model: PreTrainedModel) -> Alibi:
-    heads, device = model.config.num_attention_heads, model.device
+    heads, device = model.config.num_attention_heads, device_of(model)
     return Alibi(lambda n: build_mpt_alibi_tensor(heads, n, device=device)[:, 0].float())
 
 
-def _lengthen_mpt(model: PreTrainedModel, length: int) -> Callable[[], None]:
+def _lengthen_mpt(model: PreTrainedModel, length: int) -> Undo:
     """MPT cuts its ALiBi terms from a strip of ``max_seq_len``; a longer strip has the same end."""
     config, before = model.config, model.config.max_seq_len
     config.max_seq_len = max(before, length)
     return lambda: setattr(config, "max_seq_len", before)
 
 
-def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Callable[[], None]:
+def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Undo:
     """GPT-J and CodeGen look angles up in a table of ``max_position_embeddings`` rows; more rows, same formula."""
     modules = [m for m in model.modules() if hasattr(m, "embed_positions")]
     before = [m.embed_positions for m in modules]
@@ -103,15 +112,38 @@ def family_of(model: PreTrainedModel) -> Family:
 
 def takes_positions(model: PreTrainedModel) -> bool:
     """Whether the forward of ``model`` can be told the positions of its tokens."""
-    return "position_ids" in inspect.signature(model.forward).parameters
+    return "position_ids" in signature_of(model.forward).parameters
+
+
+def signature_of(method: Callable[..., Any]) -> inspect.Signature:
+    """As ``inspect.signature``, which takes longer than a layer does: once for each function."""
+    function = getattr(method, "__func__", None)
+    if function is None:
+        return inspect.signature(method)
+    if function not in _SIGNATURES:
+        _SIGNATURES[function] = inspect.signature(method)
+    return _SIGNATURES[function]
 
 
 @contextmanager
 def lasting(model: PreTrainedModel, length: int) -> Iterator[None]:
-    """Within this context, position tables of ``model`` last for ``length`` positions."""
+    """Within this context, position tables of ``model`` last for ``length`` positions, or more.
+
+    A longer table is the same for whoever calls the model meanwhile; the last to leave restores it.
+    """
     lengthen = family_of(model).lengthen
-    restore = lengthen(model, length) if lengthen else lambda: None
+    if lengthen is None:
+        yield
+        return
+    with LOCK:
+        undo = _LENGTHENED.setdefault(model, [])
+        undo.append(lengthen(model, length))
     try:
         yield
     finally:
-        restore()
+        with LOCK:
+            if len(undo) > 1:
+                undo.pop()  # what the first has changed is what it was
+            else:
+                del _LENGTHENED[model]
+                undo[0]()

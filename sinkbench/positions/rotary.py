@@ -8,7 +8,7 @@ yarn, longrope) or multiply the result (yarn's and longrope's attention factor) 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,14 @@ class Rope:
     pairing: Pairing = "half"
     limit: int | None = None
     rescale: Callable[[int], Tensor] | None = field(default=None, compare=False)
+
+    def __deepcopy__(self, memo: object) -> "Rope":
+        """Itself, as it never changes."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what asks the model; a cache that was pickled reads its model's positions again."""
+        return Rope, (self.inv_freq, self.pairing, self.limit)
 
     def at_length(self, length: int) -> "Rope":
         """The rotation a model uses when the longest position it sees is ``length - 1``."""

@@ -47,6 +47,12 @@ def choose_baseline(runs: Sequence[Run], asked: str | None = None) -> Baseline:
     return Baseline(None, f"no baseline: {found} of dense attention; --baseline NAME chooses one ({names})")
 
 
+def sound_length(run: Run) -> int | None:
+    """The tokens up to which dense attention is a baseline: those its model was trained for, where that is known."""
+    trained = run.number("model", "context_length") if run.strategy == DENSE else None
+    return int(trained) if trained and trained >= 1 else None
+
+
 def unfit_baseline(run: Run, compared: Comparison) -> str | None:
     """What to say where a baseline is read beyond what its model was trained for, or fails; else ``None``.
 

@@ -105,7 +105,9 @@ class Measure:
 
 NOT_GENERATED = "they are not of generated text; use sinkbench generate"
 PERCENT = (("%", 100.0),)
-RETENTION = "retention"  # what --features calls the figure of traces (sinkbench.results.retention)
+# what --features calls figures of their own: of traces, of loss by recall distance, of cost against loss
+RETENTION, RECALL, FRONTIER = "retention", "recall", "frontier"
+OWN_FIGURES = (RETENTION, RECALL, FRONTIER)
 
 _DECLARED = (
     Measure("input_length", "Input length", "Tokens fed so far: 1, 2, 3 …", (("tokens", 1.0),), "", Presence.SEED),

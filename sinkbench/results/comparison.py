@@ -154,7 +154,7 @@ def check_same_tokens(runs: dict[str, pd.DataFrame]) -> None:
         first, name, place = differ
         raise UserError(
             f"{first} and {name} are not over the same tokens: they differ from token {named_place(place)} on; "
-            "compare runs of one dataset, column and tokenizer"
+            "compare runs of one dataset, column and tokenizer (across tokenizers, sinkbench report has bits per byte)"
         )
 
 

@@ -29,7 +29,7 @@ from sinkbench.results.axes import (
     set_logarithmic,
     space_axes,
 )
-from sinkbench.results.columns import MEASURES, RETENTION, Drawing, Measure, features
+from sinkbench.results.columns import MEASURES, OWN_FIGURES, Drawing, Measure, features
 from sinkbench.results.curves import Curve, curve_of
 from sinkbench.results.documents import by_length
 from sinkbench.results.files import encodable, replace_file
@@ -117,7 +117,7 @@ def checked(chosen: Sequence[str]) -> list[str]:
     unknown = [name for name in chosen if name not in known]
     if unknown or not chosen:
         wrong = f"unknown feature {', '.join(unknown)}" if unknown else "no feature"
-        raise UserError(f"{wrong}: --features takes one or more of {', '.join([*known, RETENTION])}")
+        raise UserError(f"{wrong}: --features takes one or more of {', '.join([*known, *OWN_FIGURES])}")
     return list(dict.fromkeys(chosen))
 
 

@@ -30,6 +30,11 @@ class Interval:
         return Interval(to, self.low + by, self.high + by) if np.isfinite(by) else self
 
 
+def block_length(n: int) -> int:
+    """Of the blocks that are drawn from ``n`` tokens."""
+    return min(n, max(32, round(2 * n ** (1 / 3))))
+
+
 def interval(values: np.ndarray, seed: int = 0, streams: np.ndarray | None = None) -> Interval:
     """The mean of ``values`` and its 95 % interval.
 
@@ -40,7 +45,7 @@ def interval(values: np.ndarray, seed: int = 0, streams: np.ndarray | None = Non
     n = len(values)
     if streams is not None and len(documents := np.unique(streams, return_inverse=True)[1]) and documents.max() > 0:
         return _over_documents(values, documents, seed)
-    block = min(n, max(32, round(2 * n ** (1 / 3))))
+    block = block_length(n)
     sums = np.cumsum(np.concatenate([[0.0], values, values[: block - 1]]))
     with np.errstate(invalid="ignore"):  # where a value is none, so is its interval
         means = (sums[block:] - sums[:-block]) / block

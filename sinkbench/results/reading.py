@@ -48,7 +48,24 @@ def read_run(path: Path, name: str | None = None) -> Run:
     record: dict[str, Any] | None = None
     with suppress(UserError):  # rows need none
         record = read_record(path.with_suffix(".json"))
-    return Run(name or path.stem, strategy_of(path.stem, record), read_csv(path), record or {})
+    return Run(name or path.stem, strategy_of(path.stem, record), read_csv(path), record or {}, path)
+
+
+def run_at(path: Path) -> Run:
+    """As :func:`read_run`, also where there are no rows yet: of a run that ended before its first one.
+
+    Raises:
+        UserError: as :func:`read_csv`.
+    """
+    if path.is_file() and path.stat().st_size:
+        return read_run(path)
+    import pandas as pd
+
+    record: dict[str, Any] = {}
+    with suppress(UserError):
+        record = read_record(path.with_suffix(".json")) or {}
+    nothing = pd.DataFrame(columns=known_columns(), dtype=float)
+    return Run(path.stem, strategy_of(path.stem, record), nothing, record, path)
 
 
 def read_csv(path: Path) -> "pd.DataFrame":

@@ -7,6 +7,7 @@ from sinkbench.errors import UserError
 from sinkbench.files import read_json
 
 RUNNING, FINISHED, ENDED, OUT_OF_MEMORY = "running", "finished", "dataset ended", "out of memory"  # exit reasons
+SPELLED = "predicted_text"  # tokens, bytes and words of the text that the rows predict
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

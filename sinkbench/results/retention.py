@@ -7,7 +7,6 @@ layers hold it. Below them, the share of tokens that live for at least so many s
 import math
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -37,16 +36,16 @@ SHARES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", "#D8E8F4", "#9C
 SCALE = PowerNorm(0.5, 0, 1)  # so that what a single head holds is seen too
 
 
-def traces_of(folder: Path, runs: Mapping[str, Run]) -> tuple[dict[str, Lifetimes], list[str]]:
-    """The traces beside ``runs``, whose rows are in ``folder``, by run; and a line for each run that has none.
+def traces_of(runs: Mapping[str, Run]) -> tuple[dict[str, Lifetimes], list[str]]:
+    """The traces beside the rows of ``runs``, by run; and a line for each run that has none.
 
     Raises:
         UserError: no run has one, or one cannot be read.
     """
     found, notes = {}, []
     for name, run in runs.items():
-        path = trace_of(folder / f"{name}.csv")
-        if not path.exists():
+        path = trace_of(run.path) if run.path else None
+        if path is None or not path.exists():
             notes.append(f"{name} has no trace: {_why(run)}")
             continue
         kept = read_trace(path)
@@ -55,7 +54,8 @@ def traces_of(folder: Path, runs: Mapping[str, Run]) -> tuple[dict[str, Lifetime
         else:
             notes.append(f"{name} is not shown: the model's own windows decide what its layers keep")
     if not found:
-        raise UserError(f"no run in {folder} has a trace of what was kept: {MAKE}")
+        where = " and ".join(sorted({str(run.path.parent) for run in runs.values() if run.path}))
+        raise UserError(f"no run in {where} has a trace of what was kept: {MAKE}")
     return found, notes
 
 

@@ -3,6 +3,8 @@
 import math
 import re
 from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sinkbench.results.rows import predictions_in, starts_of
@@ -26,12 +28,14 @@ class Run:
         frame: its rows, with all known columns, NaN where the file has none; no row where the run failed before its
             first.
         record: its JSON, empty where there is none.
+        path: where its rows are; ``None`` where that is not known.
     """
 
     name: str
     strategy: str
     frame: "pd.DataFrame"
     record: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
 
     def recorded(self, *keys: str) -> Any:
         """What the record says under ``keys``; ``None`` where it says nothing."""
@@ -50,6 +54,47 @@ class Run:
     def length(self) -> int:
         """Tokens read, by its last row; of documents, by the last row of each."""
         return predictions_in(self.frame) if len(self.frame) else 0
+
+    @property
+    def perplexity(self) -> float:
+        """``exp`` of the mean NLL of all tokens read; NaN where there is no row."""
+        recorded = self.number("overall_ppl")  # which counts all tokens, also where not every row was written
+        if recorded is not None:
+            return recorded
+        return float(self.frame["overall_ppl"].iloc[-1]) if len(self.frame) else math.nan
+
+    @property
+    def exit_reason(self) -> str:
+        """How it ended, as its record says; ``unknown`` where it has none."""
+        return str(self.recorded("exit_reason") or "unknown")
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What there is to say of it at a glance, by what that is."""
+        latency, cache = self.number("median_latency"), self.number("peak_kv_cache_bytes")
+        said = {
+            "strategy": self.strategy,
+            "model": self.recorded("model", "name"),
+            "dataset": self.recorded("dataset", "name"),
+            "tokens": f"{self.length:,}",
+            "perplexity": f"{self.perplexity:.4f}" if len(self.frame) else "-",
+            "median latency": None if latency is None else f"{latency * 1e3:.2f} ms a token",
+            "KV cache": None if cache is None else f"{cache / 2**20:.1f} MiB at most",
+            "outcome": self.exit_reason,
+            "rows": self.path,
+        }
+        return {name: str(value) for name, value in said.items() if value is not None}
+
+    def __repr__(self) -> str:
+        facts = self.facts
+        where = f", {facts['rows']}" if "rows" in facts else ""
+        said = f"{facts['tokens']} tokens, perplexity {facts['perplexity']}, {facts['outcome']}{where}"
+        return f"<run {self.name}: {said}>"
+
+    def _repr_html_(self) -> str:
+        cells = ((escape(name), escape(value)) for name, value in self.facts.items())
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in cells)
+        return f"<table><caption>{escape(self.name)}</caption>{rows}</table>"
 
     @property
     def spacing(self) -> int:

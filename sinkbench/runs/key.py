@@ -61,9 +61,13 @@ def dtype(source: ModelSource) -> str:
 def weights_of(checkpoint: Checkpoint) -> str:
     """The commit of a Hub model; a SHA-256 over the files of a local one; with either, the code of its own that runs.
 
+    Of a model that was given as an object, its fingerprint (:mod:`sinkbench.models.given`).
+
     Raises:
         UserError: a file cannot be read.
     """
+    if checkpoint.fingerprint:
+        return checkpoint.fingerprint
     arguments, trusted = checkpoint.arguments, checkpoint.source.trust_remote_code
     code = " with ".join(["", *code_elsewhere(checkpoint)]) if trusted else ""
     if "revision" in arguments:

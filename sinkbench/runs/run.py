@@ -5,8 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, astuple, dataclass
+from functools import cache, partial
 from itertools import chain
 from statistics import median
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.protocols import Window
+from sinkbench.data.spelling import TextSize, predicted_text
 from sinkbench.data.stream import Streams, read_streams
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.step import Steps
@@ -28,6 +29,7 @@ from sinkbench.models.loading import Checkpoint, check_format, load_model, load_
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.results.columns import further_columns
 from sinkbench.results.divergence import beyond_training
+from sinkbench.results.record import SPELLED
 from sinkbench.runs.key import fingerprint, identified, weights_of
 from sinkbench.runs.protocol import lead_of, on_record, tokens_for, windows_for
 from sinkbench.runs.record import device_name, now, versions, write_json
@@ -80,6 +82,7 @@ def run(
         if work.all_there and error is not None:
             result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
         elif not work.on_record:
+            record |= work.spelled()
             _close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
@@ -96,6 +99,7 @@ class _Work:
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
         trace: what takes note of evictions.
+        size_of: the size of the text that so many rows predict; ``None`` where no tokenizer can be had.
     """
 
     config: RunConfig
@@ -110,13 +114,17 @@ class _Work:
     all_there: bool = False
     on_record: bool = False
     trace: Trace | None = None
+    size_of: Callable[[int], TextSize | None] = lambda rows: None
 
     def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
         """Everything between the opening of the files and their end."""
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
         count = tokens_for(config)
-        streams = read_streams(config.source, count, lambda: load_tokenizer(checkpoint()))
+        tokenizer = cache(lambda: load_tokenizer(checkpoint()))
+        streams = read_streams(config.source, count, tokenizer)
         windows = windows_for(config, streams.tokens[0])
+        if windows is None:
+            self.size_of = partial(_size_of, streams, tokenizer)
         expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
         self.result.expected = expected
         if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
@@ -176,6 +184,11 @@ class _Work:
         steps = run_many(engine, plan, streams, first, start, self.trace)
         _write(steps, streams, writer, self.result, _overflows(self.watch, note, record["dtype"]), record)
 
+    def spelled(self) -> dict[str, Any]:
+        """What the record says of the text that the rows predict; nothing where that is not known."""
+        size = self.size_of(self.result.rows) if self.result.rows else None
+        return {} if size is None else {SPELLED: asdict(size)}
+
     def keep_trace(self, error: BaseException | None) -> BaseException | None:
         """Write what was noted; ``error`` is what ended the work, and the answer what did, this among it."""
         read_so_far = error is None or (self.writer.begun and not self.all_there)
@@ -199,6 +212,20 @@ def place_of(streams: Sequence[Tensor], rows: int) -> tuple[int, int]:
             return index, rows
         rows -= len(tokens) - 1
     return len(streams) - 1, rows
+
+
+def _size_of(streams: Streams, tokenizer: Callable[[], Any], rows: int) -> TextSize | None:
+    """The size of the text that the first ``rows`` rows predict; ``None`` where no tokenizer can say it."""
+    index, own = place_of(streams.tokens, rows)
+    parts = [*streams.tokens[:index], streams.tokens[index][: own + 1]]
+    with suppress(Exception):  # of a tokenizer: rows that are written do not depend on it
+        said = [
+            predicted_text(tokenizer(), part.tolist(), literal=not streams.pretokenised)
+            for part in parts
+            if len(part) > 1
+        ]
+        return TextSize(*(sum(sizes) for sizes in zip(*map(astuple, said), strict=True)))
+    return None
 
 
 def _noting(record: dict[str, Any], result: RunResult, note: Callable[[str], None]) -> Callable[[str], None]:
@@ -280,12 +307,13 @@ def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
         "exit_reason": "running",
         "device": device_name(config.device_map),
         "versions": versions(),
-        "command": ["sinkbench", *sys.argv[1:]],
+        "command": [config.objects.call] if config.objects.call else ["sinkbench", *sys.argv[1:]],
     }
     return {
         "experiment": chosen.name,
         "engine": config.engine,
         "options": config.model_dump(mode="json"),
+        **({"objects": config.objects.given} if config.objects.given else {}),
         **session,
         "sessions": [{**session, "first_row": 1, "rows": 0, "seconds": 0.0}],
     }

@@ -13,6 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
@@ -26,7 +27,7 @@ from sinkbench.strategies.formats import Format
 from sinkbench.strategies.formats import parse as parse_format
 from sinkbench.strategies.plan import LayerSizes, Plan, Positions, make_plan
 from sinkbench.strategies.policy import Policy
-from sinkbench.strategies.sources import digest, digest_of
+from sinkbench.strategies.sources import digest, digest_of, source_digest
 from sinkbench.validation import nearest, shown
 
 GROUP = "sinkbench.strategies"
@@ -129,7 +130,7 @@ class Chosen:
 
 
 def choose(
-    experiment: str,
+    experiment: str | Strategy | type[Strategy],
     window: int,
     sinks: int | None = None,
     parameters: Mapping[str, Any] | None = None,
@@ -139,7 +140,8 @@ def choose(
     """The strategy that ``--experiment`` names, with its parameters checked.
 
     Args:
-        experiment: a built-in name, an entry point, or ``path/file.py:ClassName``.
+        experiment: a built-in name, an entry point, or ``path/file.py:ClassName``; or a strategy as an object, of
+            which ``parameters`` and ``sinks`` replace its own.
         window: ``--window-size``.
         sinks: ``--attention-sink-size``, which a strategy without sinks ignores; ``None`` for its own default.
         parameters: ``--set``.
@@ -150,12 +152,13 @@ def choose(
         UserError: no such strategy, or parameters, sizes, positions or a format that cannot be.
     """
     found = find(experiment)
-    given = dict(parameters or {})
+    own = experiment if isinstance(experiment, Strategy) else None
+    given = {**({} if own is None else own.model_dump(exclude_unset=True)), **(parameters or {})}
     if sinks is not None and "sinks" in found.kind.model_fields:
         if given.get("sinks", sinks) != sinks:
             raise UserError(f"--attention-sink-size {sinks} and --set sinks={given['sinks']} exclude each other")
         given["sinks"] = sinks
-    strategy = _made(found, given)
+    strategy = _made(found, given, own)
     if positions is not None and positions not in POSITIONS:
         raise UserError(f"--positions must be one of {', '.join(POSITIONS)} (got {positions!r})")
     chosen: Positions = "text" if positions == "text" else "cache" if positions == "cache" else found.kind.positions
@@ -183,7 +186,7 @@ def chosen_by(config: StrategyConfig) -> Chosen:
         UserError: as :func:`choose`.
     """
     return choose(
-        config.experiment,
+        config.experiment if config.objects.strategy is None else config.objects.strategy,
         config.window_size,
         config.attention_sink_size,
         config.set,
@@ -213,12 +216,14 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     return found
 
 
-def find(experiment: str) -> Found:
-    """The class that ``--experiment`` names.
+def find(experiment: str | Strategy | type[Strategy]) -> Found:
+    """The class that ``--experiment`` names, or that of a strategy as an object.
 
     Raises:
         UserError: there is none, it cannot be imported, or it is no strategy.
     """
+    if not isinstance(experiment, str):
+        return _from_object(experiment)
     if experiment in BUILTIN:
         return _built_in(experiment)
     path, colon, name = experiment.rpartition(":")
@@ -290,6 +295,18 @@ def _from_file(path: Path, name: str) -> Found:
         raise UserError(f"--experiment {where}: imports {error.filename}: {error.strerror or error}") from error
 
 
+def _from_object(given: Any) -> Found:
+    """Of a class that lies in no file it cannot be known whether it is the same another time, and so it never is."""
+    kind = given if isinstance(given, type) else type(given)
+    if kind.__module__.startswith("sinkbench.strategies."):
+        known = next((found for found in map(_built_in, BUILTIN) if found.kind is kind), None)
+        if known is not None:
+            return known
+    check_kind(kind, f"--experiment {kind.__qualname__}")
+    source = source_digest(kind) or f"unknown: {kind.__qualname__} lies in no file ({uuid4().hex})"
+    return Found(snake(kind.__name__), kind, kind.__module__, source)
+
+
 def _imported(path: Path, source: bytes) -> ModuleType:
     """The module in a file, executed once for what it says."""
     name = f"sinkbench_strategy_{digest(source)[:16]}"
@@ -308,9 +325,10 @@ def _imported(path: Path, source: bytes) -> ModuleType:
     return module
 
 
-def _made(found: Found, given: dict[str, Any]) -> Strategy:
+def _made(found: Found, given: dict[str, Any], own: Strategy | None = None) -> Strategy:
+    """The strategy with these parameters: ``own`` where it has just them."""
     try:
-        strategy = found.kind(**given)
+        strategy = own if own is not None and given == own.model_dump(exclude_unset=True) else found.kind(**given)
         strategy.model_dump(mode="json")
     except PydanticSerializationError as error:
         raise UserError(f"{found.name}: a parameter cannot be written down: {in_a_line(error)}") from error

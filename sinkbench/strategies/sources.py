@@ -39,6 +39,16 @@ def digest_of(path: Path, source: bytes, kind: type) -> str:
     return digest("".join([digest(source), "\n", *lines]).encode(errors="surrogateescape")) if lines else digest(source)
 
 
+def source_digest(kind: type) -> str | None:
+    """As :func:`digest_of`, of the file in which a class is written; ``None`` where there is none, as in a notebook."""
+    try:
+        inspect.findsource(kind)  # a module may have a file, and the class have come to it in another way
+        file = inspect.getsourcefile(kind)
+        return digest_of(Path(file), Path(file).read_bytes(), kind) if file else None
+    except (TypeError, OSError):
+        return None
+
+
 def _of_classes(kind: type) -> set[Path]:
     """The files of the package of ``kind``, and of the modules of those that it is derived from."""
     own, dot, _ = kind.__module__.partition(".")

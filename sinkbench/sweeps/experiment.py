@@ -23,7 +23,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
 from sinkbench.strategies.naming import file_stem
 from sinkbench.strategies.registry import chosen_by, find
-from sinkbench.sweeps.tables import about, table_in
+from sinkbench.sweeps.tables import about, spelled, table_in
 from sinkbench.validation import Axis, Entry, checked, nearest, shown
 
 
@@ -183,7 +183,17 @@ def read_experiments(path: Path) -> Experiments:
     Raises:
         UserError: in one line, the file, the key and what it must be.
     """
-    table = table_in(path)
+    return experiments(path, table_in(path))
+
+
+def experiments(path: Path, table: dict[str, Any]) -> Experiments:
+    """What ``table`` asks for; ``path`` is what it is called.
+
+    Raises:
+        UserError: as :func:`read_experiments`.
+    """
+    with about(path):
+        table = spelled(table)
     shapes = table.pop("shape", {})
     options = _checked(path, table)
     with about(path):

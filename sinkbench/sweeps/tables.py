@@ -29,20 +29,20 @@ def table_in(path: Path) -> dict[str, Any]:
         deep = isinstance(error, RecursionError)
         raise UserError(f"{path}: {'is nested too deeply' if deep else 'has a number that is too long'}") from error
     with about(path):
-        return _spelled(table)
+        return spelled(table)
 
 
-def _spelled(table: dict[str, Any]) -> dict[str, Any]:
+def spelled(table: dict[str, Any]) -> dict[str, Any]:
     """``table`` with words joined by ``_``, also in the tables of parameters within it."""
-    spelled: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("-", "_")
-        if name in spelled:
+        if name in found:
             raise UserError(f"{name}: is given twice, with - and with _")
         inner = value if isinstance(value, list) else [value]
-        tables = [_spelled(one) if isinstance(one, dict) and name != "shape" else one for one in inner]
-        spelled[name] = tables if isinstance(value, list) else tables[0]
-    return spelled
+        tables = [spelled(one) if isinstance(one, dict) and name != "shape" else one for one in inner]
+        found[name] = tables if isinstance(value, list) else tables[0]
+    return found
 
 
 @contextmanager

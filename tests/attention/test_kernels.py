@@ -66,7 +66,7 @@ def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, ca
         query = torch.randn(heads, dim, dtype=dtype, device="cuda")
         key, value = torch.randn(2, kv_heads, dim, dtype=dtype, device="cuda")
         got = attend_ring(ours, 0.1, query, key, value)
-        wanted = attend_plainly(plain, 0.1, query, key, value)
+        wanted = attend_plainly(plain, 0.1, query, key, value, 0.0, None)
         assert apart(got, wanted) < (1e-5 if dtype == torch.float32 else 1e-2)
         ours.counter += 1
         plain.counter += 1

@@ -70,10 +70,11 @@ GIVEN = {
     "generate": list(map(flag, options_of(GenerateConfig))),
     "chat": list(map(flag, options_of(ChatConfig))),
     "sweep": ["--dry-run", "--output-dir", "--retries", "--launcher", "--overwrite"],
-    "plot": ["--output-dir", "--features", "--title", "--log-perplexity-limit", "--skip-first", "--output"],
-    "compare": ["--baseline"],
+    "plot": ["--output-dir", "--features", "--title", "--log-perplexity-limit", "--skip-first", "--output"]
+    + ["--baseline", "--ngram", "--tokens"],
+    "compare": ["--baseline", "--by", "--ngram", "--tokens", "--key-tokens", "--format"],
     "report": ["--output"],
-    "strategies": [],
+    "strategies": ["--format"],
     "speed": ["--model-name-or-path", "--dtype", "--window-size", "--steps", "--num-tokens", "--output"],
 }
 FIRST = {

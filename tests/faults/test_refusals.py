@@ -88,7 +88,7 @@ COMMANDS = {
         ["{tmp}", "--output", "{tmp}/n/r.pdf"],
     ],
     "plot": [["--output-dir", "{tmp}", "--output", "{tmp}/new/figure.png"], ["--output-dir", "{tmp}/nowhere"]],
-    "compare": [["{tmp}"]],
+    "compare": [["{tmp}"], ["{tmp}", "--by", "recall-distance"], ["{tmp}", "--key-tokens", "a", "b"]],
     "speed": [
         ["--model-name-or-path", "{tmp}/nowhere", "--output", "{tmp}/new/speed.md"],
         ["--model-name-or-path", LLAMA, "--output", "{tmp}/new/speed.txt"],

@@ -10,6 +10,7 @@ import pytest
 
 REFERENCE = Path(__file__).parents[1] / "fixtures" / "llama_2_7b"
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "results" / "smollm2_135m_cpu"
 HEAVY = ("torch", "transformers", "datasets", "huggingface_hub", "ray", "accelerate")
 WATCH = """
 import json, sys
@@ -45,6 +46,8 @@ def modules_after(code, *arguments):
             ("plotly", "matplotlib.pyplot"),
         ),
         (["compare", REFERENCE], ("matplotlib", "plotly")),
+        (["compare", REFERENCE, "--by", "budget", "--format", "markdown"], ("matplotlib", "plotly")),
+        (["compare", RESULTS, "--by", "recall-distance", "--format", "json"], ("matplotlib", "plotly")),
         (["report", REFERENCE, "--output", "a.html"], ("matplotlib",)),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

@@ -32,7 +32,7 @@ class Ring:
         terms: what ALiBi adds to the scores, float32: by an entry's rank, ``(H, ranks)``; where ``gap``, by one
             position more, ``(H, 1)``; ``None`` elsewhere.
         gap: whether terms go by distances in the text.
-        arrivals: int32, one a program of heads, all zeros between two steps.
+        arrivals: int32, one a query head, all zeros between two steps.
     """
 
     keys: Tensor

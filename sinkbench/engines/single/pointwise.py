@@ -16,6 +16,7 @@ from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_fo
 from sinkbench.engines.single.activation import activated
 
 BLOCK = 1024
+SHORTEST = 64  # numbers, below which nothing is a hidden state
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 aten = torch.ops.aten
 KINDS = {aten.silu.default: "silu", aten.relu.default: "relu"}
@@ -70,11 +71,6 @@ def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | Non
 
 
 def _is_vector(x: Any) -> bool:
-    return (
-        isinstance(x, Tensor)
-        and x.is_cuda
-        and x.dtype in DTYPES
-        and x.is_contiguous()
-        and x.numel() == x.shape[-1] * (x.dim() > 0)
-        and x.numel() >= 64
-    )
+    if not isinstance(x, Tensor) or not x.is_cuda or x.dtype not in DTYPES or x.dim() == 0:
+        return False
+    return x.is_contiguous() and x.numel() == x.shape[-1] >= SHORTEST

@@ -14,7 +14,11 @@ from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_fo
 from sinkbench.engines.single.activation import activated
 
 MOST = 3  # matrices a launch
-ROWS, DEPTH, WARPS = 4, 1024, 4  # rows that a program reads, numbers of each at a time, and with how many warps
+WARPS = 4
+# Rows that a program reads, and numbers of each at a time: the fastest of those tried on an H200, where a row is a
+# multiple of the latter or nearly so, and elsewhere.
+LONG, SHORT = (1, 2048), (4, 512)
+WASTE = 1.2  # at most, of numbers read in vain behind the end of a row
 
 
 @triton.jit
@@ -78,6 +82,12 @@ def _multiply_gated(
     tl.store(out + rows, (opened * passed).to(kind), mask=there)
 
 
+def _shape(depth: int) -> tuple[int, int]:
+    """Rows of a program, and numbers of each at a time."""
+    at_once = LONG[1]
+    return LONG if triton.cdiv(depth, at_once) * at_once <= WASTE * depth else SHORT
+
+
 def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """``weight @ x + bias`` for at most :data:`MOST` matrices ``(n, depth)``; ``x`` of ``depth`` numbers, any shape.
 
@@ -87,13 +97,14 @@ def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | Non
     sizes = [weight.shape[0] for weight in weights]
     out = x.new_empty(sum(sizes))
     spare = MOST - len(sizes)
+    rows, depth = _shape(weights[0].shape[1])
     biased = biases[0] is not None
-    _multiply[(sum(triton.cdiv(size, ROWS) for size in sizes),)](
+    _multiply[(sum(triton.cdiv(size, rows) for size in sizes),)](
         *(x, out, *weights, *[weights[0]] * spare),
         *[bias if bias is not None else out for bias in biases],
         *[out] * spare,
         *(*sizes, *[0] * spare, weights[0].shape[1]),
-        **{"BIAS": biased, "ROWS": ROWS, "DEPTH": DEPTH, "num_warps": WARPS, **overlapping(x)},
+        **{"BIAS": biased, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
     )
     return list(out.split(sizes))
 
@@ -101,8 +112,9 @@ def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | Non
 def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
     out = x.new_empty(gate.shape[0])
-    _multiply_gated[(triton.cdiv(gate.shape[0], ROWS // 2),)](
+    rows, depth = _shape(gate.shape[1])
+    _multiply_gated[(triton.cdiv(gate.shape[0], rows),)](
         *(x, out, gate, up, gate.shape[0], gate.shape[1]),
-        **{"KIND": activation, "ROWS": ROWS // 2, "DEPTH": DEPTH, "num_warps": WARPS, **overlapping(x)},
+        **{"KIND": activation, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
     )
     return out

@@ -18,6 +18,20 @@ MARKS = 12  # on a curve
 UNSTEADY = 100  # tokens at the beginning that do not decide what the axes show
 WIDE = 8  # how much longer than the shortest run the longest is when the axis of tokens is logarithmic
 INK, PALE = "#222222", "#E4E4E4"
+AXIS = {"gridcolor": PALE, "linecolor": INK, "zeroline": False, "ticks": "outside", "automargin": True}
+LAYOUT = {
+    "height": 400,
+    "margin": {"l": 10, "r": 16, "t": 30, "b": 10},
+    "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
+    "hovermode": "closest",
+    "hoverdistance": 60,
+    "hoverlabel": {"namelength": -1, "align": "left"},
+    "dragmode": "zoom",
+    "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
+    "paper_bgcolor": "white",
+    "plot_bgcolor": "white",
+    "template": "none",
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,7 @@ class PageFigure:
     heading: str
     note: str
     json: str
+    over: str = "over tokens read"
 
 
 def page_figures(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[PageFigure]:
@@ -74,28 +89,14 @@ def _figure(measure: Measure, drawing: Drawing, curves: Mapping[str, Curve], loo
 def _layout(label: str, from_zero: bool, curves: Sequence[Curve]) -> dict[str, object]:
     ends = [x[-1] for x, _ in curves]
     wide = max(ends) > WIDE * min(ends) and min(ends) > UNSTEADY
-    axis = {"gridcolor": PALE, "linecolor": INK, "zeroline": False, "ticks": "outside", "automargin": True}
-    along = axis | {"title": {"text": "tokens read" + (" (logarithmic)" if wide else "")}, "tickformat": "~s"}
+    along = AXIS | {"title": {"text": "tokens read" + (" (logarithmic)" if wide else "")}, "tickformat": "~s"}
     first = min(x[0] for x, _ in curves)
     if wide:
         along |= {"type": "log", "range": [float(np.log10(max(first, 10))), float(np.log10(max(ends)))], "dtick": 1}
     else:
         along |= {"range": [0, float(max(ends))]}
-    return {
-        "xaxis": along,
-        "yaxis": axis | {"title": {"text": label}, "range": _range(curves, from_zero)},
-        "height": 400,
-        "margin": {"l": 10, "r": 16, "t": 30, "b": 10},
-        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0},
-        "hovermode": "closest",
-        "hoverdistance": 60,
-        "hoverlabel": {"namelength": -1, "align": "left"},
-        "dragmode": "zoom",
-        "font": {"color": INK, "size": 13, "family": "system-ui, sans-serif"},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "template": "none",
-    }
+    upright = AXIS | {"title": {"text": label}, "range": _range(curves, from_zero)}
+    return LAYOUT | {"xaxis": along, "yaxis": upright}
 
 
 def _range(curves: Sequence[Curve], from_zero: bool) -> list[float]:

@@ -11,9 +11,12 @@ from sinkbench.results.comparison import BROKEN, DIVERGED, SMOOTH, onset_text
 from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.looks import Look, looks_of
+from sinkbench.results.presented import budget_table, recall_summary
 from sinkbench.results.report.collect import Group
 from sinkbench.results.report.comparing import GroupComparison, Onset, compare_group
 from sinkbench.results.report.drawing import PageFigure, page_figures
+from sinkbench.results.report.loss_figures import frontier_figures, recall_figure
+from sinkbench.results.report.losses import GroupLosses, group_losses
 from sinkbench.results.report.settings import GroupSettings, group_settings
 from sinkbench.results.report.summary import RunSummary, summarise
 from sinkbench.results.report.tables import (
@@ -23,6 +26,7 @@ from sinkbench.results.report.tables import (
     TableColumn,
     number,
     ranged,
+    report_table,
     without_empty_columns,
 )
 from sinkbench.results.report.warnings import ReportWarning, find_warnings
@@ -47,7 +51,7 @@ class Section:
         warnings: what looks wrong.
         results: the final numbers.
         shared: the runs over the same tokens; ``None`` where there is nothing to compare.
-        measured: measures other than perplexity over these tokens, a table each.
+        measured: what else there is over these tokens, a table each: other measures, and losses.
         figures: in the order in which they are shown.
         same: settings that all runs share.
         different: settings in which they differ; ``None`` where there is none.
@@ -97,14 +101,15 @@ def _section(group: Group, strategies: Sequence[str]) -> Section:
     shared = None if unlike else compare_group(group.runs)
     found += _baseline_warnings(shared) if shared else []
     numbers = {run.name: summarise(run) for run in group.runs}
+    losses = group_losses(group.runs, shared)
     known = group_settings(group.runs)
     return Section(
         title=group.title,
         warnings=found,
         results=_results(group, numbers, shared, looks),
         shared=_over_shared(shared, looks) if shared else None,
-        measured=[_measured(one, looks) for one in shared.measured] if shared else [],
-        figures=page_figures(group.runs, looks),
+        measured=[*(_measured(one, looks) for one in (shared.measured if shared else ())), *_losses(losses, looks)],
+        figures=[*page_figures(group.runs, looks), *_loss_figures(losses, looks)],
         same=[Named(name, value) for name, value in known.shared.items()],
         different=_different(known, looks) if known.names else None,
         commands=list(dict.fromkeys(command for run in group.runs if (command := _command(run)))),
@@ -130,6 +135,8 @@ def _results(
         TableColumn("Run", False),
         TableColumn("Tokens"),
         TableColumn("Perplexity [95 %]"),
+        TableColumn("Bits per byte"),
+        TableColumn("Perplexity per word"),
         TableColumn("Breaks at token"),
         TableColumn("Peak VRAM (GiB)"),
         TableColumn("Peak KV cache (MiB)"),
@@ -143,6 +150,8 @@ def _results(
             _named(name, looks),
             number(found.tokens, ",.0f"),
             ranged(found.perplexity, ",.3f"),
+            ranged(found.units and found.units.bits_per_byte, ".4f"),
+            ranged(found.units and found.units.word_perplexity, ",.2f"),
             _onset(onsets.get(name)),
             number(found.peak_vram, ",.2f"),
             _bytes(found.kv_cache_bytes),
@@ -214,6 +223,28 @@ def _measured(found: MeasureStatistics, looks: Mapping[str, Look]) -> tuple[str,
     return f"{found.measure.label} ({found.unit})" if found.unit else found.measure.label, ReportTable(
         columns, rows, [found.measure.note]
     )
+
+
+def _losses(losses: GroupLosses, looks: Mapping[str, Look]) -> list[tuple[str, ReportTable]]:
+    """Titles and tables of losses by recall distance and by budget."""
+    tables = []
+    if losses.baseline and losses.recall:
+        table = recall_summary(losses.recall, losses.baseline.name)
+        tables.append((table.title, report_table(table, looks)))
+    if losses.baseline and losses.budgets:
+        table = budget_table(losses.budgets, losses.baseline)
+        tables.append((table.title, report_table(table, looks)))
+    return tables
+
+
+def _loss_figures(losses: GroupLosses, looks: Mapping[str, Look]) -> list[PageFigure]:
+    """Their figures."""
+    figures = []
+    if losses.baseline and losses.recall:
+        figures.append(recall_figure(losses.recall, losses.baseline.name, looks))
+    if losses.baseline and losses.budgets:
+        figures += frontier_figures(losses.budgets, losses.baseline.name)
+    return figures
 
 
 def _statistic(found: Interval | float) -> TableCell:

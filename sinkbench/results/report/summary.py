@@ -8,6 +8,7 @@ from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.record import FINISHED, OUT_OF_MEMORY
 from sinkbench.results.run import Run
+from sinkbench.results.units import Units, spelled_by, units_of
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class RunSummary:
     Attributes:
         tokens: how many it has read.
         perplexity: ``exp`` of the mean NLL, with its 95 % interval.
+        units: the same in units of the text.
         peak_vram: GiB.
         kv_cache_bytes: at most.
         median_latency: seconds a step.
@@ -27,6 +29,7 @@ class RunSummary:
 
     tokens: int
     perplexity: Interval | None
+    units: Units | None
     peak_vram: float | None
     kv_cache_bytes: int | None
     median_latency: float | None
@@ -38,10 +41,12 @@ class RunSummary:
 def summarise(run: Run) -> RunSummary:
     """The numbers of ``run``. The record's peaks count too: a file of fewer rows may have lost the highest."""
     latency = run.frame["latency"].dropna().to_numpy()
+    perplexity = final_perplexity(run)
     held = _peak(run, "kv_cache_bytes", "peak_kv_cache_bytes")
     return RunSummary(
         tokens=run.length,
-        perplexity=final_perplexity(run),
+        perplexity=perplexity,
+        units=units_of(perplexity, spelled_by(run)),
         peak_vram=_peak(run, "cuda_vram_allocated", "peak_vram_gib"),
         kv_cache_bytes=None if held is None else int(held),
         median_latency=float(np.median(latency)) if latency.size else None,

@@ -1,9 +1,13 @@
 """Tables of text, the same for the page and for Markdown."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sinkbench.results.intervals import Interval
+from sinkbench.results.looks import Look
+from sinkbench.results.table import NOTHING as NO_VALUE
+from sinkbench.results.table import Table
 
 NOTHING = "–"
 
@@ -54,3 +58,13 @@ def ranged(found: Interval | None, style: str) -> TableCell:
     if math.isnan(found.value):
         return TableCell("not a number")
     return TableCell(format(found.value, style), f"[{found.low:{style}}, {found.high:{style}}]")
+
+
+def report_table(table: Table, looks: Mapping[str, Look] | None = None) -> ReportTable:
+    """A table of values as text; names in the first column that are those of runs get their looks."""
+    columns, rows = table.shown()
+    shown = [[TableCell(NOTHING if text == NO_VALUE else text, detail) for text, detail in row] for row in rows]
+    for row in shown:
+        look = (looks or {}).get(row[0].text)
+        row[0] = TableCell(row[0].text, colour=look.colour, sign=look.sign) if look else row[0]
+    return ReportTable([TableColumn(column.heading, column.is_number) for column in columns], shown, table.notes)

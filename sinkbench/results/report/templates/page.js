@@ -2,9 +2,10 @@
 const narrow = window.innerWidth < 600;
 for (const plot of document.querySelectorAll(".plot")) {
   const { data, layout } = JSON.parse(document.getElementById(plot.dataset.source).textContent);
+  const names = data.filter((trace) => trace.showlegend !== false).length;
+  layout.height = (narrow ? 340 : 400) + Math.max(0, names - 6) * (narrow ? 33 : 12); // room for the legend
   if (narrow) {
     layout.font.size = 11;
-    layout.height = 340;
   }
   Plotly.newPlot(plot, data, layout, {
     responsive: true,

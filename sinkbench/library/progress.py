@@ -1,10 +1,11 @@
 """What is shown while a run goes on, and at its end."""
 
 import math
+import sys
 import time
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich import progress as bars
 from rich.console import Console
@@ -12,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.config import RunConfig
-from sinkbench.engines.step import Steps
-from sinkbench.runs.result import ENDED, OUT_OF_MEMORY, RunResult
+from sinkbench.results.record import ENDED, OUT_OF_MEMORY
+
+if TYPE_CHECKING:
+    from sinkbench.engines.step import Steps
+    from sinkbench.runs.result import RunResult
 
 
 class Progress:
@@ -35,7 +39,7 @@ class Progress:
         self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="loading")
         self._shown, self._documents = 0.0, options.documents
 
-    def watch(self, step: Steps, result: RunResult) -> None:
+    def watch(self, step: "Steps", result: "RunResult") -> None:
         """Take note of a written row."""
         if self._bars.disable or time.monotonic() - self._shown < 0.2:
             return
@@ -58,7 +62,32 @@ class Progress:
         self._bars.stop()
 
 
-def outcome(result: RunResult, asked: int) -> str:
+class Lines:
+    """A line on standard error at each tenth of a run, where no live one can be: in a notebook, or a file."""
+
+    def __init__(self, options: RunConfig) -> None:
+        self._options, self._tenths = options, 0
+
+    def watch(self, step: "Steps", result: "RunResult") -> None:
+        """Take note of a written row."""
+        asked = self._options.num_tokens
+        if 10 * result.rows // asked > self._tenths:
+            self._tenths = 10 * result.rows // asked
+            state = f"{result.tokens_per_second:.1f} tok/s  ppl {result.overall_ppl:.2f}"
+            self.note(f"{result.rows:,}/{asked:,}  {state}")
+
+    def note(self, line: str) -> None:
+        """Say a line that does not end the run."""
+        print(f"{self._options.experiment}: {line}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+
+def outcome(result: "RunResult", asked: int) -> str:
     """What happened to a run, in a few words."""
     if result.not_finite and not result.exit_reason.startswith("failed"):
         count = f"{result.not_finite:,} of {result.rows:,}"
@@ -73,7 +102,7 @@ def outcome(result: RunResult, asked: int) -> str:
     return result.exit_reason
 
 
-def closing_table(options: RunConfig, result: RunResult) -> None:
+def closing_table(options: RunConfig, result: "RunResult") -> None:
     """The closing table."""
     title = f"{options.experiment} · {options.model_name_or_path} · {options.dataset_name}"
     table = Table(title=Text(title, style="table.title"), show_header=False)

@@ -1,0 +1,128 @@
+"""The text that tokens spell, in bytes: what makes numbers of models with different tokenizers comparable."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SPACE, NEWLINE = "▁", "<0x0A>"  # as SentencePiece writes them
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """How much text tokens spell.
+
+    Attributes:
+        tokens: how many.
+        bytes: of UTF-8.
+        words: what white space parts.
+    """
+
+    tokens: int
+    bytes: int
+    words: int
+
+
+def predicted_text(tokenizer: Any, ids: Sequence[int], literal: bool) -> TextSize:
+    """The size of the text that all of ``ids`` but the first spell.
+
+    Every token spells its own bytes, also part of a character, so that those of all tokens add up to the bytes of the
+    text. A tokenizer of an unknown kind is asked to decode all of it.
+
+    Args:
+        tokenizer: of transformers.
+        ids: of a stream, from its beginning.
+        literal: whether a special token behind the first stands for itself, as in a text in which its name is written;
+            in data that is tokenised already it parts documents, and spells nothing.
+    """
+    text = spelled(tokenizer, ids, literal)
+    return TextSize(max(len(ids) - 1, 0), len(text), len(text.decode(errors="replace").split()))
+
+
+def spelled(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
+    """The bytes that all of ``ids`` but the first spell, as for :func:`predicted_text`."""
+    decoders = _decoders(tokenizer)
+    of_piece = _reading(decoders, tokenizer)
+    if of_piece is None:
+        return _decoded(tokenizer, ids, literal)
+    added = tokenizer.added_tokens_decoder
+    ends = set(tokenizer("", verbose=False)["input_ids"]) if literal else set()
+    distinct = sorted(set(ids))
+    pieces = dict(zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True))
+
+    def bytes_of(number: int, silent: bool) -> bytes:
+        token = added.get(number)
+        if token is None:
+            return of_piece(pieces[number] or "")
+        return b"" if token.special and silent else token.content.encode()
+
+    inner = {number: bytes_of(number, not literal) for number in distinct}
+    parts = [inner[number] for number in ids]
+    parts[:1] = [bytes_of(ids[0], True)] if len(ids) else []
+    if len(ids) > 1 and ids[-1] in ends:  # what the tokenizer puts behind a text
+        parts[-1] = bytes_of(ids[-1], True)
+    if any(kind == "Metaspace" or (kind == "Strip" and one.get("start")) for kind, one in decoders):
+        first = next((place for place, part in enumerate(parts) if part), None)
+        if first is not None:  # the space that is put before a text
+            parts[first] = parts[first].removeprefix(b" ")
+    return b"".join(parts[1:])
+
+
+def _decoders(tokenizer: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The steps by which a fast tokenizer makes text of its pieces, by their kinds; none where it does not say.
+
+    One that has no decoder cuts its pieces in a way that tells as much.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    part = getattr(backend, "decoder", None) or getattr(backend, "pre_tokenizer", None)
+    if part is None:
+        return []
+    return [(step.get("type", ""), step) for step in _steps(json.loads(part.__getstate__()))]
+
+
+def _steps(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if part.get("type") != "Sequence":
+        yield part
+    for step in part.get("decoders") or part.get("pretokenizers") or ():
+        yield from _steps(step)
+
+
+def _reading(decoders: Sequence[tuple[str, dict[str, Any]]], tokenizer: Any) -> Callable[[str], bytes] | None:
+    """From a piece of the vocabulary to the bytes that it spells; ``None`` where that is not known."""
+    kinds = {kind for kind, _ in decoders}
+    # a file in GGUF brings the steps of both kinds: then its pieces say which it is
+    if "ByteLevel" in kinds and not ("ByteFallback" in kinds and NEWLINE in tokenizer.get_vocab()):
+        of_character = _byte_characters()
+        return lambda piece: b"".join(of_character.get(character, character.encode()) for character in piece)
+    spaces = "Metaspace" in kinds or any(
+        kind == "Replace" and step.get("pattern") == {"String": SPACE} for kind, step in decoders
+    )
+    if not spaces or kinds - {"Metaspace", "Replace", "ByteFallback", "ByteLevel", "Fuse", "Strip"}:
+        return None
+    return lambda piece: _byte(piece) or piece.replace(SPACE, " ").encode()
+
+
+def _byte(piece: str) -> bytes:
+    """The byte that ``<0xAB>`` names; nothing for other pieces."""
+    if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+        try:
+            return bytes([int(piece[3:5], 16)])
+        except ValueError:
+            return b""
+    return b""
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """The byte that each character of a byte-level vocabulary stands for (as GPT-2 writes them)."""
+    printed = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printed]
+    return {chr(byte): bytes([byte]) for byte in printed} | {chr(256 + n): bytes([b]) for n, b in enumerate(others)}
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
+    """By the tokenizer's own decoding, without what the first token spells."""
+    first, whole = (
+        tokenizer.decode(list(part), skip_special_tokens=not literal, clean_up_tokenization_spaces=False)
+        for part in (ids[:1], ids)
+    )
+    return whole.removeprefix(first).encode(errors="replace")

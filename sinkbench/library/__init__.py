@@ -1,0 +1,1 @@
+"""sinkbench called from programs and notebooks: what the command line does, as functions."""
