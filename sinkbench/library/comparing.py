@@ -156,7 +156,7 @@ def needed(runs: "Mapping[str, Run]", asked: str | None, what: str) -> "Run":
 
 def _run_of(chosen: "Baseline", what: str) -> "Run":
     if chosen.run is None:
-        raise UserError(f"{what} needs a baseline: {chosen.why}")
+        raise UserError(f"{what} needs a baseline: {chosen.why.removeprefix('no baseline: ')}")
     return chosen.run
 
 
@@ -200,7 +200,7 @@ def _whole(found: "dict[str, Run]", chosen: "Baseline") -> Document:
     frames = {name: run.frame for name, run in found.items()}
     runs, measures = compare_runs(frames, chosen.name), statistics_of(frames)
     unfit = [unfit_baseline(chosen.run, run) for run in runs if chosen.run and run.name == chosen.name]
-    unfit += dict.fromkeys(beyond_training(run.record, runs[0].tokens) for run in found.values())
+    unfit += dict.fromkeys(beyond_training(run.record, runs[0].longest) for run in found.values())
     notes = [chosen.why, *(f"warning: {warning}" for warning in filter(None, unfit))]
     units = units_table(runs, found)
     tables = [comparison_table(runs, chosen.name), *([units] if units else []), *map(measure_table, measures)]

@@ -83,6 +83,10 @@ class Moves:
         self._last: dict[int, Move] = {}
         self._tables: dict[int, tuple[Rope, Rotation]] = {}
 
+    def __reduce__(self) -> tuple[type["Moves"], tuple[()]]:
+        """Without what is remembered: a copy of a cache finds it anew, in its own memory."""
+        return Moves, ()
+
     def move(self, rope: Rope, x: Tensor, by: int) -> Tensor:
         """``x``, of shape ``(..., T, D)``, moved by ``by`` positions."""
         last = self._last.get(id(rope))

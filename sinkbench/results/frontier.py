@@ -10,6 +10,7 @@ import numpy as np
 
 from sinkbench.results.baseline import sound_length
 from sinkbench.results.comparison import shared_rows
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.recall import window_of
 from sinkbench.results.run import Run
@@ -73,8 +74,8 @@ def budgets(runs: Mapping[str, Run], baseline: Run) -> list[Budgeted]:
     found, series = [], series_of(runs)
     for name, run in runs.items():
         frame = shared[name]
-        kl = frame[KL].dropna().to_numpy() if KL in frame else np.empty(0)
-        loss = interval(frame["nll"].to_numpy(float) - zero)
+        measured = frame.dropna(subset=[KL]) if KL in frame else frame[:0]
+        loss = interval(frame["nll"].to_numpy(float) - zero, streams=streams_of(frame))
         found.append(
             Budgeted(
                 name,
@@ -84,7 +85,7 @@ def budgets(runs: Mapping[str, Run], baseline: Run) -> list[Budgeted]:
                 _held(run, frame),
                 _latency(run),
                 loss,
-                interval(kl) if len(kl) else None,
+                interval(measured[KL].to_numpy(), streams=streams_of(measured)) if len(measured) else None,
                 loss,
             )
         )

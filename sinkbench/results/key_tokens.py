@@ -10,6 +10,7 @@ import numpy as np
 
 from sinkbench.errors import UserError
 from sinkbench.results.comparison import shared_rows
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.resampling import group_sums
 from sinkbench.results.run import Run
@@ -64,18 +65,16 @@ def over_key_tokens(runs: Mapping[str, Run], long: str, short: str) -> list[KeyT
             raise UserError(f"no run is called {name}: --key-tokens takes two of {', '.join(runs)}")
     if long == short:
         raise UserError(f"--key-tokens takes two runs, of a long and of a short context (got {long} twice)")
-    shared = {name: frame["nll"].to_numpy(float) for name, frame in shared_rows(_frames(runs)).items()}
-    key = key_tokens(shared[long], shared[short])
-    return [_of_run(name, nll, key) for name, nll in shared.items()]
+    frames = shared_rows({name: run.frame for name, run in runs.items()})
+    nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
+    key, streams = key_tokens(nll[long], nll[short]), streams_of(frames[long])
+    return [_of_run(name, values, key, streams) for name, values in nll.items()]
 
 
-def _frames(runs: Mapping[str, Run]) -> dict:
-    return {name: run.frame for name, run in runs.items()}
-
-
-def _of_run(name: str, nll: np.ndarray, key: np.ndarray) -> KeyTokens:
+def _of_run(name: str, nll: np.ndarray, key: np.ndarray, streams: np.ndarray | None) -> KeyTokens:
     finite = np.isfinite(nll)
-    sums = group_sums(nll[finite], key[finite].astype(int), 2) if finite.any() else None
+    own = streams if streams is None else streams[finite]
+    sums = group_sums(nll[finite], key[finite].astype(int), 2, streams=own) if finite.any() else None
     other, mine = (sums.mean([0]), sums.mean([1])) if sums else (None, None)
     left_out = int((key & ~finite).sum())
     return KeyTokens(name, len(nll), int(key.sum()), mine and mine.exp(), other and other.exp(), left_out)

@@ -7,7 +7,7 @@ from sinkbench.results.resampling import group_sums
 LEAST = 32  # tokens on either side, and at least a hundredth of them
 
 
-def recall_onset(losses: np.ndarray, distances: np.ndarray) -> int | None:
+def recall_onset(losses: np.ndarray, distances: np.ndarray, streams: np.ndarray | None = None) -> int | None:
     """The distance from which on tokens are lost, by the step that fits their losses best.
 
     Tokens are sorted by distance, and parted where two levels leave the least squares. ``None`` where the upper level
@@ -16,6 +16,7 @@ def recall_onset(losses: np.ndarray, distances: np.ndarray) -> int | None:
     Args:
         losses: nats, finite, in the order of the stream, shape ``(n,)``.
         distances: of each token, 0 where there is none; those do not count.
+        streams: the document of each; ``None`` where all are of one stream.
     """
     known = np.flatnonzero(distances > 0)
     least = max(LEAST, len(known) // 100)
@@ -31,6 +32,6 @@ def recall_onset(losses: np.ndarray, distances: np.ndarray) -> int | None:
     gain = np.where(upper > lower, before * (len(order) - before) * (upper - lower) ** 2, 0.0)
     onset = int(sorted_distances[before[gain.argmax()]])
     groups = np.where(distances == 0, 2, distances >= onset)
-    found = group_sums(losses, groups, 3)
+    found = group_sums(losses, groups, 3, streams=streams)
     under, over = found.mean([0]), found.mean([1])
     return onset if under and over and over.low > under.high else None

@@ -13,6 +13,7 @@ import numpy as np
 from sinkbench.errors import UserError
 from sinkbench.results.baseline import sound_length
 from sinkbench.results.comparison import shared_rows
+from sinkbench.results.documents import streams_of
 from sinkbench.results.intervals import Interval
 from sinkbench.results.onset import recall_onset
 from sinkbench.results.resampling import GroupSums, group_sums
@@ -101,11 +102,11 @@ def recall_by_distance(
     frames = {name: run.frame for name, run in runs.items()}
     whole = next((name for name, frame in frames.items() if _is_whole(frame)), None)
     if whole is None:
-        raise UserError(_why_none(frames))
+        raise UserError(_why_none(runs))
     measured = frames[whole].assign(**{DISTANCE: recall_distances(frames[whole], ngram)})
     shared = shared_rows(frames | {whole: measured})
     distances = shared[whole][DISTANCE].to_numpy().astype(np.int64)
-    lengths = shared[whole]["input_length"].to_numpy()
+    lengths, streams = shared[whole]["input_length"].to_numpy(), streams_of(shared[whole])
     of_baseline = shared[baseline.name]["nll"].to_numpy(float)
     found = []
     for name, run in runs.items():
@@ -116,8 +117,9 @@ def recall_by_distance(
         if not counted.any():
             raise UserError(f"no token of {name} is from {first:,} to {last:,}: give other --tokens FIRST:LAST")
         losses = shared[name]["nll"].to_numpy(float)[counted] - of_baseline[counted]
-        read = int(lengths[counted][0]), int(lengths[counted][-1])
-        found.append(_of_run(run, losses, distances[counted], read))
+        read = int(lengths[counted].min()), int(lengths[counted].max())
+        own = streams if streams is None else streams[counted]
+        found.append(_of_run(run, losses, distances[counted], read, own))
     return found
 
 
@@ -185,7 +187,14 @@ def _is_whole(frame: "pd.DataFrame") -> bool:
     return bool(((np.diff(lengths) == 1) | (lengths[1:] == 1)).all())
 
 
-def _why_none(frames: "Mapping[str, pd.DataFrame]") -> str:
+def _why_none(runs: Mapping[str, Run]) -> str:
+    windows = next((name for name, run in runs.items() if run.recorded("protocol")), None)
+    if windows is not None:
+        return (
+            f"no run has a row of every token, which distances need: {windows} is of --protocol windows, which leave "
+            "tokens out; give a run of the whole stream too"
+        )
+    frames = {name: run.frame for name, run in runs.items()}
     if any("token" in frame and frame["token"].notna().any() for frame in frames.values()):
         return "no run has a row of every token, which distances need: give one that was not thinned"
     return (
@@ -206,9 +215,12 @@ def _bounds(run: Run, baseline: Run, tokens: tuple[int | None, int | None]) -> t
     return first, last
 
 
-def _of_run(run: Run, losses: np.ndarray, distances: np.ndarray, read: tuple[int, int]) -> RunRecall:
+def _of_run(
+    run: Run, losses: np.ndarray, distances: np.ndarray, read: tuple[int, int], streams: np.ndarray | None
+) -> RunRecall:
     finite = np.isfinite(losses)
     losses, distances = losses[finite], distances[finite]
+    streams = streams if streams is None else streams[finite]
     if not len(losses):
         raise UserError(f"no NLL of {run.name} is a number where that of the baseline is one")
     window = window_of(run)
@@ -217,7 +229,7 @@ def _of_run(run: Run, losses: np.ndarray, distances: np.ndarray, read: tuple[int
     far = distances > (window or 0)
     groups = 2 * octaves + far
     count = 2 * (int(octaves.max()) + 1)
-    sums = group_sums(losses, groups, count)
+    sums = group_sums(losses, groups, count, streams=streams)
     every, near, beyond = list(range(count)), list(range(2, count, 2)), list(range(3, count, 2))
     return RunRecall(
         run.name,
@@ -233,7 +245,7 @@ def _of_run(run: Run, losses: np.ndarray, distances: np.ndarray, read: tuple[int
         never=_recalled(sums, [0, 1], None, None),
         within=_recalled(sums, near, 1, window + 1) if window else None,
         beyond=_recalled(sums, beyond, window + 1, None) if window else None,
-        onset=recall_onset(losses, distances),
+        onset=recall_onset(losses, distances, streams),
         not_finite=int((~finite).sum()),
     )
 

@@ -1,4 +1,4 @@
-"""Means of groups of tokens of one stream, with intervals by one block bootstrap for all groups."""
+"""Means of groups of tokens, with intervals by one bootstrap for all groups: of blocks, or of documents."""
 
 from dataclasses import dataclass
 
@@ -42,8 +42,10 @@ class GroupSums:
         return Interval(float(means[0]), float(low), float(high))
 
 
-def group_sums(values: np.ndarray, groups: np.ndarray, count: int, seed: int = 0) -> GroupSums:
-    """The sums of ``values`` by group, and those of circular blocks drawn from the stream.
+def group_sums(
+    values: np.ndarray, groups: np.ndarray, count: int, seed: int = 0, streams: np.ndarray | None = None
+) -> GroupSums:
+    """The sums of ``values`` by group, and those of circular blocks drawn from the stream, or of documents drawn.
 
     Blocks are as long as those of :func:`sinkbench.results.intervals.interval` and hold tokens of all groups, so how
     many a group has varies with them, and its mean is a ratio of sums.
@@ -53,14 +55,12 @@ def group_sums(values: np.ndarray, groups: np.ndarray, count: int, seed: int = 0
         groups: of each, 0 to ``count`` - 1.
         count: of groups.
         seed: of the draws.
+        streams: the document of each; ``None`` where all are of one stream.
     """
-    n = len(values)
-    width = -(-n // CELLS)
-    cell = np.arange(n) // width * count + groups
-    size = -(-n // width)
+    places, block = _drawn(len(values), streams)
+    size, cell = int(places.max()) + 1, places * count + groups
     flat = [np.bincount(cell, weights, size * count) for weights in (values, None)]
     cells = np.concatenate([part.reshape(size, count).astype(float) for part in flat], axis=1)
-    block = min(size, max(1, round(block_length(n) / width)))
     sums = np.cumsum(np.concatenate([np.zeros((1, 2 * count)), cells, cells[: block - 1]]), axis=0)
     blocks = sums[block:] - sums[:-block]
     draw, drawn, parts = np.random.default_rng(seed), -(-size // block), [cells.sum(axis=0)[None]]
@@ -72,3 +72,11 @@ def group_sums(values: np.ndarray, groups: np.ndarray, count: int, seed: int = 0
     # differences of sums leave traces of other groups where a block has no token of one
     counts = np.rint(both[:, count:])
     return GroupSums(np.where(counts > 0, both[:, :count], 0.0), counts)
+
+
+def _drawn(n: int, streams: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """The cell in which each of ``n`` values lies, and how many cells in a row are drawn together."""
+    if streams is not None and (documents := np.unique(streams, return_inverse=True)[1]).max() > 0:
+        return documents, 1
+    width = -(-n // CELLS)
+    return np.arange(n) // width, min(-(-n // width), max(1, round(block_length(n) / width)))

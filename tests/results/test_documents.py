@@ -10,11 +10,15 @@ from sinkbench.results.comparison import compare_runs
 from sinkbench.results.curves import curve_of
 from sinkbench.results.documents import by_length
 from sinkbench.results.figures import draw, left_out
+from sinkbench.results.frontier import budgets
 from sinkbench.results.intervals import interval
+from sinkbench.results.key_tokens import over_key_tokens
+from sinkbench.results.recall import recall_by_distance
 from sinkbench.results.report.collect import Group
 from sinkbench.results.report.comparing import compare_group
 from sinkbench.results.report.summary import summarise
 from sinkbench.results.report.warnings import broken_rows, different_tokens, record_of_another, wrong_perplexity
+from sinkbench.results.resampling import group_sums
 from sinkbench.results.rows import is_whole, predictions_in
 from sinkbench.results.run import Run
 from sinkbench.results.transforms import log
@@ -176,3 +180,51 @@ def test_a_file_is_known_to_be_whole(every):
         assert not is_whole(found.drop(index=43), every)
         assert not is_whole(found, 6)
     assert not is_whole(found[found.stream != 1], every)
+
+
+def test_means_of_groups_have_intervals_from_documents():
+    draw = np.random.default_rng(0)
+    streams = np.repeat(np.arange(30), 100)
+    values = draw.normal(size=30)[streams] + 0.01 * draw.normal(size=3000)  # documents differ, their tokens do not
+    every = group_sums(values, np.zeros(3000, int), 1, streams=streams).mean([0])
+    expected = interval(values, streams=streams)
+    assert every.value == pytest.approx(expected.value)
+    assert every.high - every.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    blocks = group_sums(values, np.zeros(3000, int), 1).mean([0])
+    one = group_sums(values, np.zeros(3000, int), 1, streams=np.zeros(3000)).mean([0])
+    assert one == blocks != every
+
+
+@pytest.fixture
+def of_documents():
+    """Two runs over documents, of which some lose much and others nothing."""
+    lengths = [60] * 40
+    dense = Run("dense", "transformers", frame(flat, lengths))
+    lossy = Run("lossy", "windowed", frame(lambda stream, t: 2.0 + stream % 4, lengths))
+    return {"dense": dense, "lossy": lossy}
+
+
+def test_losses_by_recall_distance_and_by_budget_are_as_uncertain_as_documents_differ(of_documents):
+    dense, lossy = of_documents.values()
+    expected = interval((lossy.frame.nll - dense.frame.nll).to_numpy(float), streams=lossy.frame.stream.to_numpy())
+    (recalled,) = recall_by_distance(of_documents, dense)
+    (budget,) = (one for one in budgets(of_documents, dense) if one.name == "lossy")
+    assert budget.loss == expected
+    assert recalled.whole.loss.high - recalled.whole.loss.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    assert (recalled.first, recalled.last) == (1, 60)
+
+
+def test_key_tokens_are_as_uncertain_as_documents_differ(of_documents):
+    found = {one.name: one for one in over_key_tokens(of_documents, "dense", "lossy")}
+    other = np.log([found["lossy"].other_ppl.low, found["lossy"].other_ppl.high])
+    assert other[1] - other[0] > 0.3
+
+
+def test_recall_needs_a_run_that_leaves_no_token_out(of_documents):
+    rows = of_documents["dense"].frame.assign(stream=np.nan).iloc[:60]
+    holes = rows[rows.input_length % 8 != 0].reset_index(drop=True)
+    windows = Run("windows", "transformers", holes, {"protocol": {"name": "windows"}})
+    beside = Run("windowed", "windowed", holes)
+    with pytest.raises(UserError, match="windows is of --protocol windows, which leave tokens out") as refused:
+        recall_by_distance({"windows": windows, "windowed": beside}, windows)
+    assert "\n" not in str(refused.value)
