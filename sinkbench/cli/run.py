@@ -17,10 +17,11 @@ def run(given: dict[str, Any], config: ConfigPath = None) -> None:
     chosen = wanted(given, config)
     warnings.filterwarnings("ignore", module="transformers|torch")
     from sinkbench.library.progress import Progress, closing_table
-    from sinkbench.runs import run as runs  # torch and transformers take seconds to import; --help should not
 
     with Progress(chosen) as progress:
-        result = runs.run(chosen, progress.watch, note=progress.note)
+        from sinkbench.runs import run as runs  # torch and transformers take seconds to import: a line is there before
+
+        result = runs.run(chosen, progress.watch, note=progress.note, stage=progress.stage)
     closing_table(chosen, result)
     status = status_of(result.exit_reason)
     if status:

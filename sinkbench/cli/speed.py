@@ -96,8 +96,11 @@ def speed(
         replace_file(output.with_suffix(suffix), encodable(written).encode(), folder=True)
 
 
-HEADINGS = ("", "ms a token", "5-95 %", "p99", "x the seed", "peak GiB", "timed")
-FITTING = 5  # columns that a narrow terminal has room for
+HEADINGS = (
+    *("", "ms a token", "x the floor", "first row s", "wall s", "x the seed"),
+    *("5-95 %", "p99", "peak GiB", "timed"),
+)
+FITTING = 6  # columns that a narrow terminal has room for
 
 
 def cost_values(costs: "list[Cost]") -> "ValueTable":
@@ -111,13 +114,19 @@ def cost_values(costs: "list[Cost]") -> "ValueTable":
         Column("high", "95 %", ".5g"),
         Column("p99", "p99", ".5g"),
         Column("times_the_seed", "x the seed", ".1f"),
+        Column("floor", "floor", ".5g"),
+        Column("first_row_seconds", "first row s", ".2f"),
+        Column("wall_seconds", "wall s", ".1f"),
         Column("peak_gib", "peak GiB", ".2f"),
         Column("timed", "timed", ".0f"),
         Column("each", "each"),
     ]
     seed = _seed(costs)
     rows = [
-        [c.what, c.ms, *c.spread, c.p99, seed / c.ms if seed else None, c.peak_gib, len(c.timings), c.each]
+        [
+            *(c.what, c.ms, *c.spread, c.p99, seed / c.ms if seed else None, c.floor, c.first_row, c.wall),
+            *(c.peak_gib, len(c.timings), c.each),
+        ]
         for c in costs
     ]
     return Table("costs", "", columns, [list(row) for row in rows])
@@ -137,9 +146,12 @@ def _rows(costs: "list[Cost]") -> list[tuple[str, ...]]:
             (
                 cost.what,
                 f"{cost.ms:.{digits}f}",
+                "-" if cost.floor is None else f"{cost.ms / cost.floor:.2f}",
+                "-" if cost.first_row is None else f"{cost.first_row:.2f}",
+                "-" if cost.wall is None else f"{cost.wall:.1f}",
+                "-" if seed is None else f"{seed / cost.ms:.1f}",
                 f"{low:.{digits}f}-{high:.{digits}f}",
                 "-" if cost.p99 is None else f"{cost.p99:.{digits}f}",
-                "-" if seed is None else f"{seed / cost.ms:.1f}",
                 "-" if cost.peak_gib is None else f"{cost.peak_gib:.2f}",
                 f"{len(cost.timings)} {cost.each}s",
             )

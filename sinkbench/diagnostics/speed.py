@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median, quantiles
 from typing import Any
@@ -36,12 +36,19 @@ class Cost:
         timings: milliseconds a token, one for each step or stream.
         peak_gib: GiB of CUDA memory allocated at most; ``None`` without CUDA, and for floors.
         each: what a timing is of: a ``step``, a ``stream``, or a ``probe`` of the device.
+        floor: milliseconds in which weights and cache can be read once; of steps.
+        first_row: seconds from the loaded model to the first row; of steps.
+        wall: seconds to the last row of a stream of so many tokens as are read in parallel, the shortest of these; the
+            rows that were not waited for are counted as long as those that were.
     """
 
     what: str
     timings: list[float] = field(repr=False)
     peak_gib: float | None = None
     each: str = "step"
+    floor: float | None = None
+    first_row: float | None = None
+    wall: float | None = None
 
     @property
     def ms(self) -> float:
@@ -104,7 +111,7 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
     work = _operations_a_token(model)
     yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
     if timings.steps:
-        yield from _steps(model, timings, plans, stream, note)
+        yield from _steps(model, timings, plans, stream, 1e3 * median(read), note)
     for name, kept in plans.items():
         reason = Parallel(model).refuses(kept)
         if reason is not None:
@@ -118,25 +125,36 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
 
 
 def _steps(
-    model: PreTrainedModel, timings: Timings, plans: Mapping[str, Plan], stream: Tensor, note: Callable[[str], None]
+    model: PreTrainedModel,
+    timings: Timings,
+    plans: Mapping[str, Plan],
+    stream: Tensor,
+    read: float,
+    note: Callable[[str], None],
 ) -> Iterator[Cost]:
-    """Token by token: the seed's loop, each plan, and dense attention."""
+    """Token by token: the seed's loop, each plan, and dense attention; ``read`` is milliseconds a byte."""
     note("the seed's loop")
     few, sinks = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1], min(4, timings.window - 1)
     sinks = sinks if timings.sinks is None else timings.sinks
-    yield _timed("the seed's loop", partial(seed_loop, model, timings.window, sinks, few), timings.window)
+    floor = read * _bytes_a_token(model, timings.window)
+    seed = _timed("the seed's loop", partial(seed_loop, model, timings.window, sinks, few), few, timings.window)
+    yield replace(seed, floor=floor, first_row=None, wall=None)
+    rows = timings.window + timings.steps
+    whole = stream[: max(timings.streams[0], rows) + 1]
     for name, kept in plans.items():
         note(f"stepwise, {name}")
-        some = stream[: timings.window + timings.steps + 1]
-        yield _timed(f"stepwise, {name}", partial(_by_steps, model, kept, some, timings.window))
+        cost = _timed(f"stepwise, {name}", partial(_by_steps, model, kept, whole), whole, timings.window, rows)
+        yield replace(cost, floor=floor)
     if timings.dense:
         note("stepwise, transformers")
         dense, some = choose("transformers", 1).plan(layer_sizes(model.config)), stream[: timings.dense + 1]
         name = f"stepwise, transformers, {timings.dense:,} tokens held"
-        yield _timed(name, partial(_by_steps, model, dense, some, max(0, timings.dense - timings.steps)))
+        start = max(0, timings.dense - timings.steps)
+        cost = _timed(name, partial(_by_steps, model, dense, some, start), some)
+        yield replace(cost, floor=read * _bytes_a_token(model, timings.dense), first_row=None, wall=None)
 
 
-def _by_steps(model: PreTrainedModel, kept: Plan, tokens: Tensor, start: int) -> Iterator[Steps]:
+def _by_steps(model: PreTrainedModel, kept: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
     return choose_engine(model, kept, "stepwise").run(kept, tokens, start)
 
 
@@ -211,15 +229,25 @@ def _eagerly(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _timed(what: str, begin: Callable[[], Iterator[Steps]], skip: int = 0) -> Cost:
-    """The latencies of steps, the first ``skip`` left out."""
+def _timed(
+    what: str, begin: Callable[[], Iterator[Steps]], stream: Tensor, skip: int = 0, rows: int | None = None
+) -> Cost:
+    """The latencies of steps over ``stream``, the first ``skip`` left out, ``rows`` of them at most."""
     _forget_peak()
-    latencies = []
-    for i, step in enumerate(begin()):
+    latencies: list[float] = []
+    started, first, count = time.perf_counter(), 0.0, 0
+    steps = begin()
+    for step in steps:
         check()
-        if i >= skip and step.latency is not None:
+        first = first if count else time.perf_counter() - started
+        if count >= skip and step.latency is not None:
             latencies.append(1e3 * step.latency)
-    return Cost(what, latencies, _peak())
+        count += 1
+        if count == rows:
+            break
+    each = (time.perf_counter() - started - first) / max(1, count - 1)
+    getattr(steps, "close", lambda: None)()
+    return Cost(what, latencies, _peak(), first_row=first, wall=first + each * (len(stream) - 2))
 
 
 def _copies(tokens: Tensor, count: int, vocabulary: int) -> list[Tensor]:

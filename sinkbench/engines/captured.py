@@ -55,7 +55,7 @@ class Captured:
         if first >= len(streams):
             return
         t, index, reason = start, first, None
-        length = sum(map(len, streams[first:]))
+        length = sum(map(len, streams))
         quick = length * len(plan.layers) >= QUICK_FROM if self.quick is None else self.quick
         self.stage("capturing" if not start else "reading what was read before")
         stream = CapturedStream(self.model, plan, max(streams, key=len).clone(), quick)

@@ -36,7 +36,7 @@ class Progress:
             disable=not console.is_terminal,
             refresh_per_second=4,
         )
-        self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="loading")
+        self._task = self._bars.add_task(options.experiment, total=options.num_tokens, state="starting")
         self._shown, self._documents = 0.0, options.documents
 
     def watch(self, step: "Steps", result: "RunResult") -> None:
@@ -49,6 +49,10 @@ class Progress:
         numbers = f"ppl {result.overall_ppl:.2f}  nll {step.nll[-1]:.2f}"
         state = f"{where}{result.tokens_per_second:.1f} tok/s  {numbers}  {memory}"
         self._bars.update(self._task, completed=result.rows, total=result.expected, state=state)
+
+    def stage(self, what: str) -> None:
+        """Say what goes on before the first row."""
+        self._bars.update(self._task, state=what)
 
     def note(self, line: str) -> None:
         """Say a line that does not end the run."""

@@ -52,6 +52,7 @@ def run(
     load: Callable[[Checkpoint], PreTrainedModel] = load_model,
     note: Callable[[str], None] = lambda line: None,
     find: Callable[[ModelSource], Checkpoint] = locate,
+    stage: Callable[[str], None] = lambda what: None,
 ) -> RunResult:
     """Carry out one run.
 
@@ -62,6 +63,7 @@ def run(
         load: gives the model when it is needed.
         note: is called with a line about something that does not end the run.
         find: looks for the model.
+        stage: is called with what goes on before the first row.
 
     Raises:
         UserError: whatever the user can mend; rows that are complete stay.
@@ -73,7 +75,7 @@ def run(
     reference = reference_by(config)
     with signals() as watching, _writer_for(config) as writer:
         record = opening(config, chosen)
-        work = _Work(config, chosen, reference, record, result, writer, watch, note)
+        work = _Work(config, chosen, reference, record, result, writer, watch, note, stage)
         error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
         error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
@@ -110,6 +112,7 @@ class _Work:
     writer: RowWriter
     watch: Watch
     note: Callable[[str], None]
+    stage: Callable[[str], None]
     reason: str = FINISHED
     all_there: bool = False
     on_record: bool = False
@@ -121,6 +124,7 @@ class _Work:
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
         count = tokens_for(config)
         tokenizer = cache(lambda: load_tokenizer(checkpoint()))
+        self.stage("reading the text")
         streams = read_streams(config.source, count, tokenizer)
         windows = windows_for(config, streams.tokens[0])
         if windows is None:
@@ -142,8 +146,10 @@ class _Work:
                 self.on_record = record["exit_reason"] == self.reason
                 return
         check_format(chosen, checkpoint())
+        self.stage("loading the model")
         model = load(checkpoint())
         check()
+        self.stage("reading the first tokens")
         _check_unchanged(checkpoint(), record)
         _check_vocabulary(streams.tokens, model, config)
         record |= _resolved(config, model, streams)
@@ -169,9 +175,8 @@ class _Work:
         sizes = layer_sizes(model.config)
         plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
         note = _noting(record, self.result, self.note)
-        engine = choose_engine(
-            model, plan, config.engine, config.cuda_graphs, config.chunk_size, note, reference=reference
-        )
+        how = config.engine, config.cuda_graphs, config.chunk_size
+        engine = choose_engine(model, plan, *how, note, self.stage, reference)
         if self.reference and reference:
             record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
             beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))

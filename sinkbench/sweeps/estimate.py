@@ -36,8 +36,8 @@ OVER_ARITHMETIC = 1.55
 A_LAYER = {"graph": 30e-6, "cuda": 1e-3, "cpu": 4e-4}
 # Bytes moved for a score where no fused kernel computes attention: results/h200/smollm2_135m_parallel, float32.
 A_SCORE = 190
-# Seconds until a compiled step, or compiled parts of a chunk, are ready (results/h200).
-COMPILED_STEP, COMPILED_PARTS = 30.0, 6.0
+# Seconds until a captured step, or compiled parts of a chunk, are ready (results/h200).
+CAPTURED_STEP, COMPILED_PARTS = 3.0, 6.0
 # Seconds to write down a row, of many at once and one by one.
 A_ROW = {"parallel": 1.5e-6, "stepwise": 5e-6}
 WORKSPACE = 32 * 2**20  # bytes that matrix products take on CUDA
@@ -243,7 +243,7 @@ class _Run:
         cache = sum(count * self.held_by(x) * bytes_a_token(x, self.itemsize) for count, x in self.layers)
         step = (self.read_bytes + cache) / self.device.bandwidth
         step += self.shape.layers * A_LAYER["graph" if self.is_graphed else self.device.kind]
-        return self.options.num_tokens * step + (COMPILED_STEP if self.is_graphed else 0)
+        return self.options.num_tokens * step + (CAPTURED_STEP if self.is_graphed else 0)
 
     @property
     def parallel_seconds(self) -> float:
