@@ -72,16 +72,19 @@ class Move:
     rotation: Rotation
 
 
+ROPES = 8  # that are remembered: more than there are kinds of layers
+
+
 class Moves:
     """Moves of keys, whose rotations all layers that move alike share.
 
-    Of each rope the last by one distance is remembered, as every layer of a step asks for the same; and a table of
-    moves forward, for keys that each go their own way.
+    Of each rope, on each device, the last by one distance is remembered, as every layer of a step asks for the same;
+    and a table of moves forward, for keys that each go their own way.
     """
 
     def __init__(self) -> None:
-        self._last: dict[int, Move] = {}
-        self._tables: dict[int, tuple[Rope, Rotation]] = {}
+        self._last: dict[tuple[int, torch.device], Move] = {}
+        self._tables: dict[tuple[int, torch.device], tuple[Rope, Rotation]] = {}
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         """Copied and pickled without what is remembered: it is of ropes that a copy does not have."""
@@ -89,19 +92,25 @@ class Moves:
 
     def move(self, rope: Rope, x: Tensor, by: int) -> Tensor:
         """``x``, of shape ``(..., T, D)``, moved by ``by`` positions."""
-        last = self._last.get(id(rope))
+        key = id(rope), x.device
+        last = self._last.get(key)
         if last is None or last.rope is not rope:
+            if len(self._last) >= ROPES:  # where frequencies follow the length, each step has a rope of its own
+                self._last.clear()
             still = Rotation.still(rope, x.shape[-1], x.device, x.dtype)
-            last = self._last[id(rope)] = Move(rope, still, 0, still)
+            last = self._last[key] = Move(rope, still, 0, still)
         if last.by != by:
             last.by, last.rotation = by, last.still.by_one(rope, by)
         return last.rotation(x)
 
     def move_each(self, rope: Rope, x: Tensor, by: Tensor, most: int) -> Tensor:
         """``x``, of shape ``(..., T, D)``, moved by ``by``, int64 ``(..., T)``, each from 0 to ``most``."""
-        known, table = self._tables.get(id(rope), (None, None))
+        key = id(rope), x.device
+        known, table = self._tables.get(key, (None, None))
         if known is not rope or table is None or len(table.cos) <= most:
+            if rope.limit is not None and most >= rope.limit:  # this length's frequencies, which no other step has
+                return rope.move(x, by)
             still = Rotation.still(rope, x.shape[-1], x.device, x.dtype)
             table = still.by(rope, torch.arange(2 * most + 1, device=x.device))
-            self._tables[id(rope)] = rope, table
+            self._tables[key] = rope, table
         return Rotation(table.cos[by], table.sin[by], table.partner)(x)

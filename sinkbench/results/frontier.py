@@ -74,7 +74,7 @@ def budgets(runs: Mapping[str, Run], baseline: Run) -> list[Budgeted]:
     found, series = [], series_of(runs)
     for name, run in runs.items():
         frame = shared[name]
-        diverging = frame.dropna(subset=[KL]) if KL in frame else frame[:0]
+        measured = frame.dropna(subset=[KL]) if KL in frame else frame[:0]
         loss = interval(frame["nll"].to_numpy(float) - zero, streams=streams_of(frame))
         found.append(
             Budgeted(
@@ -85,7 +85,7 @@ def budgets(runs: Mapping[str, Run], baseline: Run) -> list[Budgeted]:
                 _held(run, frame),
                 _latency(run),
                 loss,
-                interval(diverging[KL].to_numpy(), streams=streams_of(diverging)) if len(diverging) else None,
+                interval(measured[KL].to_numpy(), streams=streams_of(measured)) if len(measured) else None,
                 loss,
             )
         )

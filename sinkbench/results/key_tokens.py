@@ -66,15 +66,15 @@ def over_key_tokens(runs: Mapping[str, Run], long: str, short: str) -> list[KeyT
     if long == short:
         raise UserError(f"--key-tokens takes two runs, of a long and of a short context (got {long} twice)")
     frames = shared_rows({name: run.frame for name, run in runs.items()})
-    shared, streams = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}, streams_of(frames[long])
-    key = key_tokens(shared[long], shared[short])
-    return [_of_run(name, nll, key, streams) for name, nll in shared.items()]
+    nll = {name: frame["nll"].to_numpy(float) for name, frame in frames.items()}
+    key, streams = key_tokens(nll[long], nll[short]), streams_of(frames[long])
+    return [_of_run(name, values, key, streams) for name, values in nll.items()]
 
 
 def _of_run(name: str, nll: np.ndarray, key: np.ndarray, streams: np.ndarray | None) -> KeyTokens:
     finite = np.isfinite(nll)
-    streams = None if streams is None else streams[finite]
-    sums = group_sums(nll[finite], key[finite].astype(int), 2, streams=streams) if finite.any() else None
+    own = streams if streams is None else streams[finite]
+    sums = group_sums(nll[finite], key[finite].astype(int), 2, streams=own) if finite.any() else None
     other, mine = (sums.mean([0]), sums.mean([1])) if sums else (None, None)
     left_out = int((key & ~finite).sum())
     return KeyTokens(name, len(nll), int(key.sum()), mine and mine.exp(), other and other.exp(), left_out)

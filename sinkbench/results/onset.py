@@ -16,7 +16,7 @@ def recall_onset(losses: np.ndarray, distances: np.ndarray, streams: np.ndarray 
     Args:
         losses: nats, finite, in the order of the stream, shape ``(n,)``.
         distances: of each token, 0 where there is none; those do not count.
-        streams: the document of each token; ``None`` where all are of one stream.
+        streams: the document of each; ``None`` where all are of one stream.
     """
     known = np.flatnonzero(distances > 0)
     least = max(LEAST, len(known) // 100)

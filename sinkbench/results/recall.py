@@ -102,12 +102,11 @@ def recall_by_distance(
     frames = {name: run.frame for name, run in runs.items()}
     whole = next((name for name, frame in frames.items() if _is_whole(frame)), None)
     if whole is None:
-        raise UserError(_why_none(frames))
+        raise UserError(_why_none(runs))
     measured = frames[whole].assign(**{DISTANCE: recall_distances(frames[whole], ngram)})
     shared = shared_rows(frames | {whole: measured})
     distances = shared[whole][DISTANCE].to_numpy().astype(np.int64)
-    lengths = shared[whole]["input_length"].to_numpy()
-    streams = streams_of(shared[whole])
+    lengths, streams = shared[whole]["input_length"].to_numpy(), streams_of(shared[whole])
     of_baseline = shared[baseline.name]["nll"].to_numpy(float)
     found = []
     for name, run in runs.items():
@@ -119,8 +118,8 @@ def recall_by_distance(
             raise UserError(f"no token of {name} is from {first:,} to {last:,}: give other --tokens FIRST:LAST")
         losses = shared[name]["nll"].to_numpy(float)[counted] - of_baseline[counted]
         read = int(lengths[counted].min()), int(lengths[counted].max())
-        documents = None if streams is None else streams[counted]
-        found.append(_of_run(run, losses, distances[counted], read, documents))
+        own = streams if streams is None else streams[counted]
+        found.append(_of_run(run, losses, distances[counted], read, own))
     return found
 
 
@@ -188,7 +187,14 @@ def _is_whole(frame: "pd.DataFrame") -> bool:
     return bool(((np.diff(lengths) == 1) | (lengths[1:] == 1)).all())
 
 
-def _why_none(frames: "Mapping[str, pd.DataFrame]") -> str:
+def _why_none(runs: Mapping[str, Run]) -> str:
+    windows = next((name for name, run in runs.items() if run.recorded("protocol")), None)
+    if windows is not None:
+        return (
+            f"no run has a row of every token, which distances need: {windows} is of --protocol windows, which leave "
+            "tokens out; give a run of the whole stream too"
+        )
+    frames = {name: run.frame for name, run in runs.items()}
     if any("token" in frame and frame["token"].notna().any() for frame in frames.values()):
         return "no run has a row of every token, which distances need: give one that was not thinned"
     return (
@@ -214,7 +220,7 @@ def _of_run(
 ) -> RunRecall:
     finite = np.isfinite(losses)
     losses, distances = losses[finite], distances[finite]
-    streams = None if streams is None else streams[finite]
+    streams = streams if streams is None else streams[finite]
     if not len(losses):
         raise UserError(f"no NLL of {run.name} is a number where that of the baseline is one")
     window = window_of(run)

@@ -1,4 +1,4 @@
-"""Means of groups of tokens, with intervals by one bootstrap for all groups."""
+"""Means of groups of tokens, with intervals by one bootstrap for all groups: of blocks, or of documents."""
 
 from dataclasses import dataclass
 
@@ -55,11 +55,10 @@ def group_sums(
         groups: of each, 0 to ``count`` - 1.
         count: of groups.
         seed: of the draws.
-        streams: the document of each value; ``None`` where all are of one stream.
+        streams: the document of each; ``None`` where all are of one stream.
     """
-    cells_of, block = _cells(len(values), streams)
-    size = int(cells_of.max()) + 1
-    cell = cells_of * count + groups
+    places, block = _drawn(len(values), streams)
+    size, cell = int(places.max()) + 1, places * count + groups
     flat = [np.bincount(cell, weights, size * count) for weights in (values, None)]
     cells = np.concatenate([part.reshape(size, count).astype(float) for part in flat], axis=1)
     sums = np.cumsum(np.concatenate([np.zeros((1, 2 * count)), cells, cells[: block - 1]]), axis=0)
@@ -75,12 +74,9 @@ def group_sums(
     return GroupSums(np.where(counts > 0, both[:, :count], 0.0), counts)
 
 
-def _cells(n: int, streams: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """The cell of each of ``n`` values, rising from 0, and how many cells are drawn together."""
-    if streams is not None:
-        documents = np.unique(streams, return_inverse=True)[1]
-        if documents.max() > 0:
-            return documents, 1
+def _drawn(n: int, streams: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """The cell in which each of ``n`` values lies, and how many cells in a row are drawn together."""
+    if streams is not None and (documents := np.unique(streams, return_inverse=True)[1]).max() > 0:
+        return documents, 1
     width = -(-n // CELLS)
-    cells = np.arange(n) // width
-    return cells, min(int(cells[-1]) + 1, max(1, round(block_length(n) / width)))
+    return np.arange(n) // width, min(-(-n // width), max(1, round(block_length(n) / width)))

@@ -142,6 +142,17 @@ def test_the_record_says_how_much_text_the_rows_predict_also_of_a_run_that_was_r
     assert of_record(tmp_path / "parts") == expected
 
 
+def test_documents_predict_the_text_of_all_but_the_first_token_of_each(model, here, tmp_path):
+    rows = "In the beginning 漢字 " * 4, "naïve end"
+    line = ("--num-tokens", "1000", "--documents")
+    for name in ("attention_sinks", "windowed"):
+        assert run(here, model, tmp_path, *line, "--experiment", name, "--window-size", "16")[0] == 0
+    predicted = sum(len(row.encode()) - 1 for row in rows)
+    assert of_record(tmp_path) == {"tokens": predicted, "bytes": predicted, "words": 16 + 2}
+    units = json.loads(here("compare", tmp_path, "--format", "json")[1])["units"]
+    assert [row["run"] for row in units] == ["windowed", "attention_sinks"]
+
+
 def test_compare_and_report_show_units_of_the_text(model, here, tmp_path):
     out = tmp_path / "out"
     for name in ("attention_sinks", "windowed"):

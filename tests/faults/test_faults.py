@@ -99,7 +99,7 @@ def test_out_of_memory_is_a_result(monkeypatch, here, tmp_path):
             yield Steps(t + 1, [1.0], 0.1, None, [0])
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=starved))
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked, **named: SimpleNamespace(run=starved))
     status, out, _ = here("run", *golden_options("llama"), "--output-dir", tmp_path)
     assert status == 0
     assert "ran out of memory after 7 tokens" in out
@@ -112,7 +112,7 @@ def test_a_failure_in_the_middle_keeps_the_rows_and_records_itself(monkeypatch, 
         yield Steps(1, [1.0], 0.1, None, [0])
         raise RuntimeError("cable pulled")
 
-    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=failing))
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked, **named: SimpleNamespace(run=failing))
 
     folder = GOLDEN / "llama"
     options = RunConfig(

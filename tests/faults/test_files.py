@@ -177,7 +177,7 @@ def disturbing(monkeypatch, csv, disturb, steps=30):
                 disturb(csv)
             yield Steps(t + 1, [1.0], 0.1, None, [0])
 
-    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=carry_out))
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked, **named: SimpleNamespace(run=carry_out))
 
 
 @pytest.mark.parametrize("disturb", DISTURBED)

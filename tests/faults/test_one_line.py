@@ -213,7 +213,7 @@ def test_a_window_for_which_there_is_no_memory_is_refused_and_leaves_no_record(h
     def starved(*asked):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128849018880 bytes.")
 
-    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=starved))
+    monkeypatch.setattr(runs, "choose_engine", lambda *asked, **named: SimpleNamespace(run=starved))
     refused(here(*run()), "not enough memory", "120.0 GiB")
     assert not os.path.exists("out/attention_sinks.json")
 

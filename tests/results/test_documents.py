@@ -18,6 +18,7 @@ from sinkbench.results.report.collect import Group
 from sinkbench.results.report.comparing import compare_group
 from sinkbench.results.report.summary import summarise
 from sinkbench.results.report.warnings import broken_rows, different_tokens, record_of_another, wrong_perplexity
+from sinkbench.results.resampling import group_sums
 from sinkbench.results.rows import is_whole, predictions_in
 from sinkbench.results.run import Run
 from sinkbench.results.transforms import log
@@ -181,21 +182,49 @@ def test_a_file_is_known_to_be_whole(every):
     assert not is_whole(found[found.stream != 1], every)
 
 
-def test_all_ways_of_comparing_draw_documents_where_there_are_several():
-    lengths = (200,) * 12
-    losing = frame(lambda stream, t: 2.0 + 0.1 * stream, lengths, seed=1)
-    runs = {
-        "transformers": Run("transformers", "transformers", frame(flat, lengths)),
-        "windowed": Run("windowed", "windowed", losing),
-        "short": Run("short", "windowed", losing.assign(nll=losing.nll + 1.5)),
-    }
-    wide = compare_runs({name: run.frame for name, run in runs.items()}, "transformers")[1].loss
-    assert wide.high - wide.low > 0.3  # documents differ by far more than their tokens do
-    (budget,) = (one for one in budgets(runs, runs["transformers"]) if one.name == "windowed")
-    assert (budget.loss.low, budget.loss.high) == (wide.low, wide.high)
-    recalled = recall_by_distance(runs, runs["transformers"])[0]
-    assert (recalled.first, recalled.last) == (1, 200)
-    assert recalled.whole.loss.value == pytest.approx(wide.value)
-    assert recalled.whole.loss.high - recalled.whole.loss.low == pytest.approx(wide.high - wide.low, rel=0.1)
-    key = over_key_tokens(runs, "transformers", "short")[1]
-    assert np.log(key.long_ppl.high / key.long_ppl.low) > 0.1
+def test_means_of_groups_have_intervals_from_documents():
+    draw = np.random.default_rng(0)
+    streams = np.repeat(np.arange(30), 100)
+    values = draw.normal(size=30)[streams] + 0.01 * draw.normal(size=3000)  # documents differ, their tokens do not
+    every = group_sums(values, np.zeros(3000, int), 1, streams=streams).mean([0])
+    expected = interval(values, streams=streams)
+    assert every.value == pytest.approx(expected.value)
+    assert every.high - every.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    blocks = group_sums(values, np.zeros(3000, int), 1).mean([0])
+    one = group_sums(values, np.zeros(3000, int), 1, streams=np.zeros(3000)).mean([0])
+    assert one == blocks != every
+
+
+@pytest.fixture
+def of_documents():
+    """Two runs over documents, of which some lose much and others nothing."""
+    lengths = [60] * 40
+    dense = Run("dense", "transformers", frame(flat, lengths))
+    lossy = Run("lossy", "windowed", frame(lambda stream, t: 2.0 + stream % 4, lengths))
+    return {"dense": dense, "lossy": lossy}
+
+
+def test_losses_by_recall_distance_and_by_budget_are_as_uncertain_as_documents_differ(of_documents):
+    dense, lossy = of_documents.values()
+    expected = interval((lossy.frame.nll - dense.frame.nll).to_numpy(float), streams=lossy.frame.stream.to_numpy())
+    (recalled,) = recall_by_distance(of_documents, dense)
+    (budget,) = (one for one in budgets(of_documents, dense) if one.name == "lossy")
+    assert budget.loss == expected
+    assert recalled.whole.loss.high - recalled.whole.loss.low == pytest.approx(expected.high - expected.low, rel=0.15)
+    assert (recalled.first, recalled.last) == (1, 60)
+
+
+def test_key_tokens_are_as_uncertain_as_documents_differ(of_documents):
+    found = {one.name: one for one in over_key_tokens(of_documents, "dense", "lossy")}
+    other = np.log([found["lossy"].other_ppl.low, found["lossy"].other_ppl.high])
+    assert other[1] - other[0] > 0.3
+
+
+def test_recall_needs_a_run_that_leaves_no_token_out(of_documents):
+    rows = of_documents["dense"].frame.assign(stream=np.nan).iloc[:60]
+    holes = rows[rows.input_length % 8 != 0].reset_index(drop=True)
+    windows = Run("windows", "transformers", holes, {"protocol": {"name": "windows"}})
+    beside = Run("windowed", "windowed", holes)
+    with pytest.raises(UserError, match="windows is of --protocol windows, which leave tokens out") as refused:
+        recall_by_distance({"windows": windows, "windowed": beside}, windows)
+    assert "\n" not in str(refused.value)

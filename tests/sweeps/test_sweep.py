@@ -57,7 +57,9 @@ def loads(monkeypatch):
 def with_engines(monkeypatch, run):
     """Runs go through ``run``, which is given the engine that was chosen."""
     choose = runs.choose_engine
-    monkeypatch.setattr(runs, "choose_engine", lambda *asked: SimpleNamespace(run=partial(run, choose(*asked))))
+    monkeypatch.setattr(
+        runs, "choose_engine", lambda *asked, **named: SimpleNamespace(run=partial(run, choose(*asked, **named)))
+    )
 
 
 def out_of(file):
@@ -285,9 +287,9 @@ def test_a_model_is_looked_for_once_for_all_its_cells(here, file, monkeypatch):
 def test_what_an_engine_notes_is_said_once_and_is_on_record(here, file, monkeypatch):
     choose = runs.choose_engine
 
-    def noting(*asked):
-        asked[-1]("taking the plain way")
-        return choose(*asked)
+    def noting(model, plan, engine, graphs, chunk, note, *asked, **named):
+        note("taking the plain way")
+        return choose(model, plan, engine, graphs, chunk, note, *asked, **named)
 
     monkeypatch.setattr(runs, "choose_engine", noting)
     path = file(experiment="windowed", window_size=16)
