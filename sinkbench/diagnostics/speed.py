@@ -106,7 +106,7 @@ def measure(model: PreTrainedModel, timings: Timings, note: Callable[[str], None
     read, multiply = copy_seconds(model), product_seconds(model)
     held = {"": timings.window} | ({f", {timings.dense:,} tokens held": timings.dense} if timings.dense else {})
     for what, tokens in held.items():
-        share = _bytes_a_token(model, tokens)
+        share = bytes_a_token(model, tokens)
         yield Cost(f"floor: weights and cache read once{what}", [1e3 * share * s for s in read], each="probe")
     work = _operations_a_token(model)
     yield Cost("floor: arithmetic", [1e3 * work * s for s in multiply], each="probe")
@@ -136,7 +136,7 @@ def _steps(
     note("the seed's loop")
     few, sinks = stream[: timings.window + min(timings.steps, SEED_STEPS) + 1], min(4, timings.window - 1)
     sinks = sinks if timings.sinks is None else timings.sinks
-    floor = read * _bytes_a_token(model, timings.window)
+    floor = read * bytes_a_token(model, timings.window)
     seed = _timed("the seed's loop", partial(seed_loop, model, timings.window, sinks, few), few, timings.window)
     yield replace(seed, floor=floor, first_row=None, wall=None)
     rows = timings.window + timings.steps
@@ -151,7 +151,7 @@ def _steps(
         name = f"stepwise, transformers, {timings.dense:,} tokens held"
         start = max(0, timings.dense - timings.steps)
         cost = _timed(name, partial(_by_steps, model, dense, some, start), some)
-        yield replace(cost, floor=read * _bytes_a_token(model, timings.dense), first_row=None, wall=None)
+        yield replace(cost, floor=read * bytes_a_token(model, timings.dense), first_row=None, wall=None)
 
 
 def _by_steps(model: PreTrainedModel, kept: Plan, tokens: Tensor, start: int = 0) -> Iterator[Steps]:
@@ -317,7 +317,7 @@ def _matrices(model: PreTrainedModel) -> int:
     return total if head is table else total - table.numel()
 
 
-def _bytes_a_token(model: PreTrainedModel, held: int) -> int:
+def bytes_a_token(model: PreTrainedModel, held: int) -> int:
     """Bytes of the weights, and of the keys and values of ``held`` tokens."""
     cache = sum(2 * layer.kv_heads * layer.head_dim * held for layer in layer_sizes(model.config))
     return (_matrices(model) + cache) * model.dtype.itemsize

@@ -60,7 +60,7 @@ def test_the_floor_counts_every_weight_that_a_token_meets_and_its_cache():
     model = tiny.ROTARY["llama"](tie_word_embeddings=False)
     met = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()
     cache = 2 * 2 * 2 * 16  # keys and values, layers, heads, width
-    assert speed._bytes_a_token(model, 10) == 4 * (met + 10 * cache)
+    assert speed.bytes_a_token(model, 10) == 4 * (met + 10 * cache)
 
 
 def test_a_spread_is_that_of_the_timings():
@@ -87,4 +87,4 @@ def test_the_command_writes_the_same_table_as_markdown_and_json(here, tmp_path):
 
 def test_the_floor_counts_the_cache_of_a_multi_query_model_once():
     model = tiny.ROTARY["falcon"]()
-    assert speed._bytes_a_token(model, 10) - speed._bytes_a_token(model, 0) == 10 * 4 * 2 * 2 * 16  # one head a layer
+    assert speed.bytes_a_token(model, 10) - speed.bytes_a_token(model, 0) == 10 * 4 * 2 * 2 * 16  # one head a layer

@@ -148,7 +148,9 @@ def test_times_are_within_a_factor_of_two_of_those_on_an_h200(engine: str, exper
     record = measured(f"smollm2_135m_{engine}", experiment)
     run = options(engine, experiment, num_tokens=record["rows"], dtype="float32")
     seconds = estimate(run, shape("smollm2_135m"), H200_FLOAT32).seconds
-    assert 1 / 2 < seconds / record["seconds"] < 2
+    # those token by token compiled for half a minute first, which steps no longer do
+    took = record["seconds"] if engine == "parallel" else record["rows"] * record["median_latency"]
+    assert 1 / 2 < seconds / took < 2
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,8 @@ def _forward(module: nn.Module, products: "Products") -> Callable[..., Any] | No
     activation = gated_by(module)
     if activation is not None:
         return partial(_gated, module, activation, module.forward)
+    if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
+        return ACTIVATIONS.get(activation_of(module, torch.device("cpu")) or "")
     found = norm.norm_of(module)
     return partial(_normalised, found, module.forward) if found else None
 
@@ -126,6 +128,15 @@ class Products:
         self.companions.setdefault(module, [])
 
 
+def activation_of(act: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
+    """Which of :data:`ACTIVATIONS` this is, however many operations it takes for it; ``None`` for another."""
+    x = torch.linspace(-6, 6, 101, device=device)
+    try:
+        return next((name for name, known in ACTIVATIONS.items() if torch.allclose(act(x), known(x), atol=1e-6)), None)
+    except Exception:  # it is called in another way
+        return None
+
+
 def gated_by(module: nn.Module) -> str | None:
     """The activation of a feed-forward block ``down(activation(gate(x)) * up(x))``; ``None`` for anything else."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
@@ -135,8 +146,7 @@ def gated_by(module: nn.Module) -> str | None:
     gate, up, down = parts
     if not all(_multiplies(part) for part in parts) or gate.weight.shape != up.weight.shape:
         return None
-    x = torch.linspace(-6, 6, 101, device=gate.weight.device)
-    name = next((n for n, f in ACTIVATIONS.items() if torch.allclose(act(x), f(x), atol=1e-6)), None)
+    name = activation_of(act, gate.weight.device)
     if name is None:
         return None
     probe = torch.randn(1, 1, gate.in_features, dtype=gate.weight.dtype, device=gate.weight.device)
