@@ -97,7 +97,7 @@ def speed(
 
 
 HEADINGS = (
-    *("", "ms a token", "x the floor", "first row s", "wall s", "x the seed"),
+    *("", "ms a token", "x floor", "first row s", "wall s", "x seed"),
     *("5-95 %", "p99", "peak GiB", "timed"),
 )
 FITTING = 6  # columns that a narrow terminal has room for
