@@ -90,6 +90,8 @@ def starts_of(frame: "pd.DataFrame") -> np.ndarray:
 
 def predictions_in(frame: "pd.DataFrame") -> int:
     """How many tokens were predicted up to the last row, those of rows that were not written among them."""
+    if frame.empty:
+        return 0
     ends = np.append(starts_of(frame)[1:], len(frame)) - 1
     return int(frame["input_length"].to_numpy()[ends].sum())
 
