@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sinkbench.errors import UserError
 from sinkbench.results.columns import BASE_COLUMNS, SEED_COLUMNS
 from sinkbench.results.curves import thinned
-from sinkbench.results.rows import Damage, complete_rows_in, header_of, parse
+from sinkbench.results.rows import Damage, complete_rows_in, header_of, parse, predictions_in
 from sinkbench.runs.writer import complete_rows
 
 HEADER = ",".join(BASE_COLUMNS)
@@ -105,3 +105,7 @@ def test_a_thinned_curve_keeps_its_ends_and_extremes_and_no_more_points_than_ask
     assert (np.diff(kept) > 0).all()
     assert (values.min(), values.max()) == (y.min(), y.max())
     assert (y[kept] == values).all()
+
+
+def test_a_file_without_rows_predicts_nothing():
+    assert predictions_in(parse(b"input_length,nll\n", ["input_length"]).frame) == 0
