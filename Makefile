@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := results/demo
+# What watches time, kills, or brings processes of its own has the machine to itself.
+ALONE := tests/faults/test_signals.py tests/runs/test_kills.py tests/sweeps/test_estimate.py tests/sweeps/test_ray.py
 
 .PHONY: help setup demo test test-all lint format clean
 
@@ -32,7 +34,8 @@ test: setup  ## what the README promises, in minutes: two workers, one thread ea
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 test-all: setup  ## what `make test` leaves out: kills, clusters, browsers, waiting servers
-	$(BIN)/python -m pytest -m heavy
+	$(BIN)/python -m pytest -m heavy --numprocesses 2 --dist worksteal $(ALONE:%=--ignore=%)
+	$(BIN)/python -m pytest -m heavy $(ALONE)
 
 lint: setup  ## ruff, mypy, and which room may import which
 	$(BIN)/ruff check .
