@@ -1,35 +1,34 @@
 """Parts of a model that run compiled for as long as a ``with`` lasts."""
 
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from types import MethodType
+from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
-ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
+from sinkbench.engines.replacing import replaced
+
+PARTS = ("Norm", "MLP")
 
 
 @contextmanager
 def compiled_parts(model: PreTrainedModel, worth_it: bool) -> Iterator[None]:
     """On CUDA, within this context, norms, feed-forward blocks and the rotary function of ``model`` run compiled."""
-    parts, rotary = [], []
-    if worth_it and model.device.type == "cuda":
-        parts = [m for m in model.modules() if type(m).__name__.endswith(("Norm", "MLP"))]
-        sources = {type(m).__module__ for m in model.modules()}
-        rotary = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
-    before = [getattr(source, ROTATE) for source in rotary]
-    # one compiled function a class: a wrapper for each module would cost a short stream more than its layers
-    forwards = {kind: torch.compile(kind.forward, dynamic=False) for kind in {type(m) for m in parts}}
-    for module in parts:
-        object.__setattr__(module, "forward", MethodType(forwards[type(module)], module))
-    for source, rotate in zip(rotary, before, strict=True):
-        setattr(source, ROTATE, torch.compile(rotate, dynamic=False))
-    try:
+    if not worth_it or model.device.type != "cuda":
         yield
-    finally:
-        for module in parts:
-            object.__delattr__(module, "forward")
-        for source, rotate in zip(rotary, before, strict=True):
-            setattr(source, ROTATE, rotate)
+        return
+
+    @cache  # one compiled function a class: a wrapper for each module would cost a short stream more than its layers
+    def compiled(kind: type[nn.Module]) -> Callable[..., Any]:
+        return torch.compile(kind.forward, dynamic=False)
+
+    def forward_of(module: nn.Module) -> Callable[..., Any] | None:
+        kind = type(module)
+        return MethodType(compiled(kind), module) if kind.__name__.endswith(PARTS) else None
+
+    with replaced(model, forward_of, partial(torch.compile, dynamic=False)):
+        yield

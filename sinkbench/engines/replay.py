@@ -7,7 +7,6 @@ moving the rings' keys back now and then, between replays.
 """
 
 from contextlib import ExitStack, nullcontext
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sinkbench.attention.adapters import mask_argument
+from sinkbench.attention.kernels import compilable
 from sinkbench.attention.kernels.ring import Ring, attend_ring
 from sinkbench.attention.redirection import redirected
 from sinkbench.cache.held import bytes_held
@@ -213,7 +213,7 @@ class CapturedStream:
         self._stack = ExitStack()
         self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
         self._stack.enter_context(redirected(self.model, self._attend))
-        single = _single() if self.quick else None
+        single = compilable("sinkbench.engines.single.parts") if self.quick else None
         self.products = self._stack.enter_context(single.single_parts(self.model)) if single else None
         self.overlapping = single.Overlapping if single else nullcontext
         return self
@@ -221,11 +221,3 @@ class CapturedStream:
     def __exit__(self, *exc: object) -> None:
         self.graph = None
         self._stack.close()
-
-
-def _single() -> Any:
-    """Kernels of ours for one token's forward, where what compiles them is installed."""
-    try:
-        return import_module("sinkbench.engines.single.parts")
-    except ImportError:
-        return None

@@ -6,9 +6,14 @@ from types import ModuleType
 
 
 @cache  # every layer of every chunk asks
-def kernels(name: str) -> ModuleType | None:
-    """The module of kernels of this name; ``None`` where what compiles them is not installed."""
+def compilable(module: str) -> ModuleType | None:
+    """The module of this name; ``None`` where what compiles it is not installed."""
     try:
-        return import_module(f"{__name__}.{name}")
+        return import_module(module)
     except ImportError:
         return None
+
+
+def kernels(name: str) -> ModuleType | None:
+    """As :func:`compilable`, of the kernels here."""
+    return compilable(f"{__name__}.{name}")

@@ -5,6 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.softmax import with_columns
+
 
 @triton.jit
 def _attend(
@@ -35,15 +37,10 @@ def _attend(
         last = tl.load(died + j, mask=j < m, other=-1)
         seen = (j[None, :] - held <= rows[:, None]) & (last[None, :] >= rows[:, None])
         x = tl.where(seen, x, float("-inf"))
-        higher = tl.maximum(top, tl.max(x, axis=1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp(x - safe[:, None])
-        shrink = tl.exp(top - safe)
-        total = total * shrink + tl.sum(shares, axis=1)
+        top, total, shares, shrink = with_columns(x, top, total)
         v = tl.load(value + j[:, None] * DIM + d[None, :], mask=(j < m)[:, None] & (d < DIM)[None, :], other=0.0)
         sums = sums * shrink[:, None]
         sums = tl.dot(shares.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=accurate)
-        top = higher
     if EXTRA:
         total += tl.exp(tl.load(extra + head).to(accurate) - top)
     place = out + stream * out_stream + head * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.softmax import capped, with_columns
 from sinkbench.attention.scores import Scores
 from sinkbench.strategies import LayerPlan
 
@@ -44,8 +45,7 @@ def _attend(
         there = (j < m)[:, None] & (d < DIM)[None, :]
         k = tl.load(key + j.to(tl.int64)[:, None] * key_row + d[None, :], mask=there, other=0.0)
         x = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-        if CAP:
-            x = cap * (1.0 - 2.0 / (tl.exp(2.0 * x / cap) + 1.0))
+        x = capped(x, cap, CAP)
         if TERMS == "distance":
             x += slope * (token[None, :] - now[:, None]).to(tl.float32)
         if TERMS == "rank":
@@ -57,14 +57,9 @@ def _attend(
         if BOUNDED:
             seen = seen & (token[None, :] >= sinks + dropped[:, None])
         x = tl.where(seen, x, float("-inf"))
-        higher = tl.maximum(top, tl.max(x, axis=1))
-        safe = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp(x - safe[:, None])
-        shrink = tl.exp(top - safe)
-        total = total * shrink + tl.sum(shares, axis=1)
+        top, total, shares, shrink = with_columns(x, top, total)
         v = tl.load(value + j.to(tl.int64)[:, None] * value_row + d[None, :], mask=there, other=0.0)
         sums = tl.dot(shares.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
-        top = higher
     some = tl.where(total > 0.0, total, 1.0)
     place = ((stream * n + rows.to(tl.int64)) * heads + head)[:, None] * DIM + d[None, :]
     tl.store(

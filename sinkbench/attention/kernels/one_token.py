@@ -11,16 +11,10 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.attention.kernels.ring import Ring
+from sinkbench.attention.kernels.softmax import capped
 
 SLOTS = 64  # cache slots that one program reads: the fastest of those tried on an H200
 JOINED = 32  # programs whose results are put together at a time
-
-
-@triton.jit
-def _capped(score, cap, CAP: tl.constexpr):
-    if CAP:
-        score = cap * (1.0 - 2.0 / (tl.exp(2.0 * score / cap) + 1.0))
-    return score
 
 
 @triton.jit
@@ -72,8 +66,8 @@ def _attend_slots(
             across = tl.load(query + h * DIM + other, mask=inside, other=0.0).to(tl.float32) * scale
             turned = q * tl.load(cos + d, mask=inside, other=1.0) + across * tl.load(sin + d, mask=inside, other=0.0)
             score = tl.where(rows < sinks, tl.sum(k.to(tl.float32) * turned[None, :], axis=1), score)
-    score = _capped(score, cap, CAP)
-    own = _capped(tl.sum(new_key.to(tl.float32) * q, axis=0), cap, CAP)  # a new token meets itself unturned
+    score = capped(score, cap, CAP)
+    own = capped(tl.sum(new_key.to(tl.float32) * q, axis=0), cap, CAP)  # a new token meets itself unturned
     if TERMS:
         if GAP:
             score += tl.load(terms + h) * (token - t.to(tl.int32)).to(tl.float32)

@@ -4,7 +4,6 @@ What a part computes is found by asking it; where our kernel does not give the s
 is nothing here about families.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sinkbench.engines.replacing import replaced
 from sinkbench.engines.single import norm, product, rotary
 from sinkbench.engines.single.pointwise import Overlapping
 
 __all__ = ["Overlapping", "single_parts"]
 
-ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
 GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -36,25 +35,9 @@ def single_parts(model: PreTrainedModel) -> Iterator["Products"]:
 
     The first forward within it learns which matrices meet the same vector.
     """
-    changed: list[nn.Module] = []
-    sources = {type(m).__module__ for m in model.modules()}
-    rotary_in = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
-    before = [getattr(source, ROTATE) for source in rotary_in]
     products = Products()
-    try:
-        for module in model.modules():
-            forward = None if "forward" in vars(module) else _forward(module, products)
-            if forward is not None:
-                object.__setattr__(module, "forward", forward)
-                changed.append(module)
-        for source, function in zip(rotary_in, before, strict=True):
-            setattr(source, ROTATE, rotary.Turn(function))
+    with replaced(model, partial(_forward, products=products), rotary.Turn):
         yield products
-    finally:
-        for module in changed:
-            object.__delattr__(module, "forward")
-        for source, function in zip(rotary_in, before, strict=True):
-            setattr(source, ROTATE, function)
 
 
 def _forward(module: nn.Module, products: "Products") -> Callable[..., Any] | None:

@@ -1,0 +1,40 @@
+"""Parts of a model that run in another way for as long as a ``with`` lasts."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
+Function = Callable[..., Any]
+
+
+@contextmanager
+def replaced(
+    model: PreTrainedModel, forward_of: Callable[[nn.Module], Function | None], rotate: Callable[[Function], Function]
+) -> Iterator[None]:
+    """Within this context, modules have the forwards that ``forward_of`` gives, and rotary functions are ``rotate``'s.
+
+    A module for which there is none, or before which something stands already, keeps its own.
+    """
+    sources = {type(m).__module__ for m in model.modules()}
+    rotary = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
+    before = [getattr(source, ROTATE) for source in rotary]
+    changed: list[nn.Module] = []
+    try:
+        for module in model.modules():
+            forward = None if "forward" in vars(module) else forward_of(module)
+            if forward is not None:
+                object.__setattr__(module, "forward", forward)
+                changed.append(module)
+        for source, function in zip(rotary, before, strict=True):
+            setattr(source, ROTATE, rotate(function))
+        yield
+    finally:
+        for module in changed:
+            object.__delattr__(module, "forward")
+        for source, function in zip(rotary, before, strict=True):
+            setattr(source, ROTATE, function)
