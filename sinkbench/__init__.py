@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sinkbench.library.running import run as run
     from sinkbench.library.sweeping import sweep as sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 FUNCTIONS = {
     "run": "library.running",
