@@ -25,9 +25,9 @@ from sinkbench.results.loss_axes import (
 from sinkbench.results.loss_scale import cost_ticks, finite
 
 FRONTIER: dict[str, Any] = {
-    "color": "#F0C75E",
+    "color": "#8C8C8C",  # wide and pale: no line of a strategy is
     "linewidth": 7.0,
-    "alpha": 0.75,
+    "alpha": 0.4,
     "solid_capstyle": "round",
     "marker": "o",
     "markersize": 13.0,

@@ -1,4 +1,4 @@
-"""As a newcomer runs it: the two commands of the README, the embedded model and text, offline."""
+"""As a newcomer runs it: the embedded model and text, offline. The lines of README and Makefile: test_documents.py."""
 
 import pandas as pd
 import pytest

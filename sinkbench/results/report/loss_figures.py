@@ -13,7 +13,7 @@ from sinkbench.results.loss_scale import NEAR, cost_ticks, finite, is_logarithmi
 from sinkbench.results.recall import BANDS, LEAST, Recalled, RunRecall, drawn_octaves, middle
 from sinkbench.results.report.drawing import AXIS, LAYOUT, PageFigure, plain
 
-FRONTIER = "#F0C75E"
+FRONTIER = "#8C8C8C"  # as of sinkbench.results.frontier_figure
 FITTING = 8  # distances that an axis has room to name
 HOVER = "%{customdata[0]:+.4f} nats [%{customdata[1]:+.4f}, %{customdata[2]:+.4f}]"
 
@@ -105,7 +105,7 @@ def _frontier(
         mode="lines+markers",
         line={"color": FRONTIER, "width": 9},
         marker={"color": FRONTIER, "size": 18},
-        opacity=0.75,
+        opacity=0.4,
         hoverinfo="skip",
     )
     for series, look in looks_of({one.series: one.strategy for one in shown}).items():
