@@ -5,13 +5,14 @@ those calls alone that asked for it; to all others it is as if it were not there
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from threading import RLock
 from types import MappingProxyType
 from typing import Any
 
+NOTHING: AbstractContextManager[None] = nullcontext()  # what a call needs that needs nothing changed
 LOCK = RLock()  # for putting things there and taking them away; never held while a model runs
 
 

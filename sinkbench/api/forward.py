@@ -5,7 +5,6 @@ forward would have answered.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +13,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from sinkbench.attention.adapters import mask_argument
+from sinkbench.attention.adapters import mask_argument, replaceable
 from sinkbench.attention.redirection import attending
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
+from sinkbench.calls import NOTHING
 from sinkbench.engines.chunks import chunk_for
 from sinkbench.errors import UserError
 from sinkbench.positions.families import lasting, takes_positions
 from sinkbench.positions.frequencies import frequencies_alone
 
 Forward = Callable[..., Any]
+Place = tuple[Tensor, Tensor]  # rows ``(r, 1)`` and columns ``(r, n)`` of a batch
 OURS = frozenset(
     ("past_key_values", "use_cache", "attention_mask", "position_ids", "cache_position", "labels", "return_dict")
 )
@@ -53,13 +54,11 @@ class Part:
     """What some rows answered: ``logits`` of the last tokens, ``states`` of all.
 
     Attributes:
-        rows: their indices in the batch.
-        columns: where their tokens were, shape ``(rows, tokens)``; ``None`` where that is everywhere.
+        place: rows and columns of their tokens; ``None`` where that is everywhere.
         outputs: as of one forward over their tokens.
     """
 
-    rows: Tensor
-    columns: Tensor | None
+    place: Place | None
     outputs: ModelOutput
 
 
@@ -80,9 +79,9 @@ def read(model: PreTrainedModel, forward: Forward, cache: BatchedCache, given: d
     parts = []
     for group, count in cache.take_in([n] * batch if real is None else real.sum(-1).tolist()):
         if count:
-            rows = torch.tensor(group.rows, device=tokens.device)
-            columns = _columns(real, rows, n) if real is not None or len(rows) < batch else None
-            parts.append(Part(rows, columns, _part(model, forward, group.cache, call, rows, columns)))
+            everywhere = real is None and len(group.rows) == batch
+            place = None if everywhere else _place(real, torch.tensor(group.rows, device=tokens.device), n)
+            parts.append(Part(place, _part(model, forward, group.cache, call, place)))
     cache.columns += n
     outputs = _put_together(parts, call)
     outputs["past_key_values"] = cache
@@ -115,25 +114,25 @@ def _call(given: dict[str, Any], batch: int, n: int, narrows: bool) -> Call:
     return Call((batch, n), along, rest, n if whole else min(wanted, n), narrows)
 
 
-def _columns(real: Tensor | None, rows: Tensor, n: int) -> Tensor:
-    """Where the tokens of ``rows`` are, which all have the same number; shape ``(rows, tokens)``."""
+def _place(real: Tensor | None, rows: Tensor, n: int) -> Place:
+    """Where the tokens of ``rows`` are, which all have the same number."""
     if real is None:
-        return torch.arange(n, device=rows.device).expand(len(rows), n)
-    return real[rows].nonzero()[:, 1].view(len(rows), -1)
+        return rows[:, None], torch.arange(n, device=rows.device).expand(len(rows), n)
+    return rows[:, None], real[rows].nonzero()[:, 1].view(len(rows), -1)
 
 
-def _part(
-    model: PreTrainedModel, forward: Forward, cache: StreamCache, call: Call, rows: Tensor, columns: Tensor | None
-) -> ModelOutput:
-    """Feed the tokens of ``rows``."""
-    n = call.shape[1] if columns is None else columns.shape[1]
-    wanted = call.last if columns is None else int((columns >= call.shape[1] - call.last).sum(-1).max())
-    along = call.along if columns is None else {k: x[rows[:, None], columns] for k, x in call.along.items()}
+def _part(model: PreTrainedModel, forward: Forward, cache: StreamCache, call: Call, place: Place | None) -> ModelOutput:
+    """Feed the tokens at ``place``."""
+    if place is not None:
+        last = int((place[1] >= call.shape[1] - call.last).sum(-1).max())
+        along = {name: x[place] for name, x in call.along.items()}
+        call = Call((place[1].shape[0], place[1].shape[1]), along, call.rest, last, call.narrows)
     outputs = []
-    for size, after, fed in _feed(model, forward, cache, Call((len(rows), n), along, call.rest, wanted, call.narrows)):
-        keep = min(size, max(0, wanted - after))
-        if fed.get("logits") is not None:
-            fed["logits"] = fed["logits"][:, fed["logits"].shape[1] - keep :]
+    for size, after, fed in _feed(model, forward, cache, call):
+        keep = min(size, max(0, call.last - after))
+        logits = fed.get("logits")
+        if logits is not None and logits.shape[1] > keep:
+            fed["logits"] = logits[:, logits.shape[1] - keep :]
         outputs.append(fed)
     return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
@@ -144,24 +143,19 @@ def _feed(
     """The outputs of each stretch, after its size and the number of tokens that follow it."""
     rows, n = call.shape
     sizes, apart = stretches(model, cache, n, rows)
+    if apart and not cache.needs_attention and not replaceable(model):
+        sizes, apart = [1] * n, False  # token by token is as exact
+    if call.rest.get("output_attentions") and (apart or len(sizes) > 1):
+        raise UserError("output_attentions is not to be had of several tokens that do not fit an empty cache")
     longest = min(cache.reach.end(max(sizes)) + max(sizes), cache.seen + n)
-    with ExitStack() as stack:
-        stack.enter_context(frequencies_alone(model, fresh=True))
-        stack.enter_context(lasting(model, longest))
-        if apart:
-            try:
-                stack.enter_context(attending(model, cache))
-            except UserError:
-                if cache.needs_attention:
-                    raise
-                sizes, apart = [1] * n, False  # token by token is as exact
-        if call.rest.get("output_attentions") and (apart or len(sizes) > 1):
-            raise UserError("output_attentions is not to be had of several tokens that do not fit an empty cache")
+    as_they_came = len(sizes) == 1 and not (cache.seen or apart or cache.reach.anew)
+    attention = attending(model, cache) if apart else NOTHING
+    with frequencies_alone(model, fresh=True), lasting(model, longest), attention:
         begin = 0
         for size in sizes:
             after = n - begin - size
-            given = {name: x[:, begin : begin + size] for name, x in call.along.items()} | call.rest
-            given |= mask_argument(model) if apart else {}
+            along = call.along if size == n else {name: x[:, begin : begin + size] for name, x in call.along.items()}
+            given: dict[str, Any] = along | call.rest | (mask_argument(model) if apart else {})
             if call.narrows:
                 given["logits_to_keep"] = max(1, min(size, call.last - after))
             positions = cache.advance(size)
@@ -169,7 +163,7 @@ def _feed(
                 given["position_ids"] = positions
             yield size, after, forward(**given, past_key_values=cache, use_cache=True, return_dict=True)
             begin += size
-    for layer in cache.kept if max(sizes) > 1 else ():
+    for layer in () if as_they_came or max(sizes) == 1 else cache.kept:
         layer.settle()
 
 
@@ -182,8 +176,7 @@ def stretches(model: PreTrainedModel, cache: StreamCache, n: int, rows: int) -> 
     where a chunk would not be exact.
     """
     plan, reach, ours = cache.plan, cache.reach, cache.needs_attention
-    fits = not cache.seen and not plan.by_score
-    fits = fits and all(x.window is None or n <= x.window + 1 for x in (layer.policy for layer in plan.kept))
+    fits = not (cache.seen or plan.by_score) and (plan.narrowest is None or n <= plan.narrowest + 1)
     ranked = plan.by_score and plan.positions == "cache"
     if n == 1 or ranked or plan.recoded:
         return [1] * n, ours
@@ -212,7 +205,7 @@ def _joined(outputs: list[ModelOutput]) -> ModelOutput:
 
 def _put_together(parts: list[Part], call: Call) -> ModelOutput:
     """The rows of all parts where they belong."""
-    if len(parts) == 1 and parts[0].columns is None:
+    if len(parts) == 1 and parts[0].place is None:
         return parts[0].outputs
     if not parts:
         raise UserError("a batch of nothing but padding")
@@ -237,10 +230,10 @@ def _spread(values: list[tuple[Part, Tensor]], shape: tuple[int, int], width: in
     like = values[0][1]
     out = like.new_zeros(batch, width, *like.shape[2:])
     for part, value in values:
-        assert part.columns is not None
-        columns = part.columns[:, part.columns.shape[1] - value.shape[1] :] - (n - width)
+        assert part.place is not None
+        columns = part.place[1][:, part.place[1].shape[1] - value.shape[1] :] - (n - width)
         there = columns >= 0
-        rows = part.rows[:, None].expand_as(columns)
+        rows = part.place[0].expand_as(columns)
         out[rows[there], columns[there]] = value[there]
     return out
 

@@ -20,9 +20,9 @@ from transformers.generation import GenerationMixin, GenerationMode
 from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.cache.stream import StreamCache
-from sinkbench.calls import LOCK, held_here, here
+from sinkbench.calls import LOCK, NOTHING, held_here, here
 from sinkbench.errors import UserError
-from sinkbench.positions.families import signature_of
+from sinkbench.positions.families import signature_of, text_config
 from sinkbench.positions.frequencies import frequencies_alone
 from sinkbench.strategies import Plan
 
@@ -136,8 +136,7 @@ class Patch:
         if cache is None:
             with frequencies_alone(self.model):
                 return own(*args, **kwargs)
-        # not inference mode, whose tensors could not be written to outside of it
-        with torch.inference_mode(False), torch.no_grad():
+        with NOTHING if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled() else _reading():
             outputs = read(self.model, own, cache, given)
         return outputs if given.get("return_dict", True) is not False else outputs.to_tuple()
 
@@ -246,10 +245,17 @@ class Patch:
         )
 
 
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Without gradients, and not in inference mode, whose tensors could not be written to outside of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def _turned_off(model: PreTrainedModel, given: dict[str, Any]) -> bool:
     """Whether a forward is to have no cache: by its argument, else by the model's configuration."""
     asked = given.get("use_cache")
-    config = model.config.get_text_config(decoder=True)
+    config = text_config(model)
     return asked is False or (
         asked is None and getattr(config, "use_cache", None) is False and not _off_by_default(model)
     )
@@ -257,7 +263,7 @@ def _turned_off(model: PreTrainedModel, given: dict[str, Any]) -> bool:
 
 def _off_by_default(model: PreTrainedModel) -> bool:
     """Whether configurations of this kind turn the cache off unless they are told otherwise, as MPT's."""
-    return getattr(type(model.config.get_text_config(decoder=True)), "use_cache", None) is False
+    return getattr(type(text_config(model)), "use_cache", None) is False
 
 
 def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +271,8 @@ def named(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if not args:
         return dict(kwargs)
     signature = signature_of(method)
+    if len(args) == 1 and (first := next(iter(signature.parameters))) not in kwargs:
+        return {first: args[0], **kwargs}  # as nearly every call has it
     bound = dict(signature.bind(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -182,6 +182,8 @@ class BatchedCache(Cache):
             self.groups[0].rows = list(range(len(counts)))
         elif self.rows != len(counts):
             raise UserError(f"a cache of {self.rows} rows was given a batch of {len(counts)}")
+        if len(self.groups) == 1 and len(set(counts)) == 1:
+            return [(self.groups[0], counts[0])]
         parts = []
         for group in self.groups:
             sizes = sorted({counts[row] for row in group.rows})

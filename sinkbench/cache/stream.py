@@ -13,14 +13,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.kivi import KiviLayer
+from sinkbench.cache.prepared import prepared
 from sinkbench.cache.scored import ScoredLayer
-from sinkbench.cache.strip import StripLayer, compaction_interval
+from sinkbench.cache.strip import StripLayer
 from sinkbench.cache.trace import Trace
-from sinkbench.models.sizes import copies_of
-from sinkbench.positions.bare import device_of
-from sinkbench.positions.detection import read_positions
-from sinkbench.positions.families import family_of
-from sinkbench.positions.reach import Reach
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import Plan
@@ -39,15 +35,12 @@ class StreamCache(Cache):
     """
 
     def __init__(self, model: PreTrainedModel, plan: Plan, trace: Trace | None = None) -> None:
-        self.plan = plan
-        ropes = _ropes(model, plan)
+        known = prepared(model, plan)
+        self.plan, self.reach, self.needs_attention = plan, known.reach, known.needs_attention
+        self.copies, self.device, self.itemsize = known.copies, known.device, known.itemsize
         self.position = 0  # of the next token
         self.seen = 0  # tokens fed
-        self.copies = copies_of(model.config)
-        super().__init__(layers=_layers(model, plan, ropes))
-        self.device, self.itemsize = device_of(model), model.dtype.itemsize
-        spare = [compaction_interval(layer.policy) for layer in plan.kept if layer.policy.window is not None]
-        self.reach = Reach.of(plan, [layer.rope for layer in self.kept], max(spare, default=0))
+        super().__init__(layers=_layers(model, plan, known.ropes))
         # Where frequencies change inside the window, every step turns every key anew, from keys kept unrotated.
         moves = Moves()
         for layer in self.kept:
@@ -56,7 +49,6 @@ class StreamCache(Cache):
             layer.moves = moves
             if isinstance(layer, StripLayer) and layer.rope and layer.rope.limit and self.reach.anew:
                 layer.keys_unrotated = True
-        self.needs_attention = _needs_attention(model, plan)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -92,7 +84,7 @@ class StreamCache(Cache):
 
     def reread(self, model: PreTrainedModel) -> None:
         """Take positions from ``model`` again: those that were pickled do not know it."""
-        for layer, rope in zip(self.layers, _ropes(model, self.plan), strict=True):
+        for layer, rope in zip(self.layers, prepared(model, self.plan).ropes, strict=True):
             if isinstance(layer, StripLayer | ScoredLayer):
                 layer.rope = rope
 
@@ -111,23 +103,6 @@ class StreamCache(Cache):
     def nbytes(self) -> int:
         """Bytes of keys and values held for the next step, of one stream over all layers."""
         return int(bytes_held(self.plan, self.itemsize, self.seen))
-
-
-def _ropes(model: PreTrainedModel, plan: Plan) -> Sequence[Rope | None]:
-    bounded = any(layer.policy.window is not None for layer in plan.kept)
-    # dense attention never moves a key, so any model will do
-    return read_positions(model) if bounded else [None] * len(plan.layers)
-
-
-def _needs_attention(model: PreTrainedModel, plan: Plan) -> bool:
-    """Whether the model's own attention would read the cache wrongly even token by token.
-
-    A score needs weights; one mask for all layers does not do where they hold different numbers of entries; and a model
-    that adds terms by position adds those of consecutive positions.
-    """
-    uneven = len({layer.policy.window for layer in plan.governed}) > 1
-    apart = family_of(model).alibi is not None and any(layer.gap for layer in plan.kept)
-    return plan.by_score or uneven or apart
 
 
 def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) -> list[CacheLayerMixin]:

@@ -21,11 +21,25 @@ def bare(model: nn.Module) -> Any:
 
 def device_of(model: Any) -> torch.device:
     """Where ``model`` computes, also where its weights lie elsewhere between two calls, as Accelerate offloads them."""
-    if model.device.type != "meta":
-        return model.device
+    first = first_parameter(model)
+    device = model.device if first is None else first.device
+    if device.type != "meta":
+        return device
     hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
-    devices = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
-    return next((torch.device(device) for device in devices if device is not None), model.device)
+    places = [getattr(one, "execution_device", None) for hook in hooks for one in getattr(hook, "hooks", [hook])]
+    return next((torch.device(place) for place in places if place is not None), device)
+
+
+def first_parameter(module: nn.Module) -> nn.Parameter | None:
+    """The first of ``module.parameters()``, which goes a long way round for every short forward."""
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        found = None if child is None else first_parameter(child)
+        if found is not None:
+            return found
+    return None
 
 
 def _twin(module: nn.Module) -> nn.Module:

@@ -6,8 +6,10 @@ or with a table of positions that ends, have one entry each in :data:`FAMILIES`.
 error and never a wrong number.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,8 +19,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from sinkbench.errors import UserError
-from sinkbench.positions.bare import bare, device_of
-from sinkbench.positions.families import family_of, takes_positions
+from sinkbench.positions.bare import bare, device_of, first_parameter
+from sinkbench.positions.families import family_of, takes_positions, text_config
 from sinkbench.positions.rotary import Rope, wide
 
 STREAMABLE = "rotary (Llama, Mistral, Qwen, Falcon, GPT-NeoX, GPT-J, ...) or ALiBi (MPT, BLOOM)"
@@ -28,7 +30,8 @@ class LearnedPositions(UserError):
     """The model adds positions to its hidden states."""
 
 
-_READ: WeakKeyDictionary[PreTrainedModel, tuple[str, list[Rope | None]]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[PreTrainedModel, tuple[tuple[Any, ...], list[Rope | None]]] = WeakKeyDictionary()
+DECIDING = ("rope_parameters", "rotary_dim", "max_position_embeddings", "num_hidden_layers", "layer_types")
 
 
 def read_positions(model: PreTrainedModel) -> list[Rope | None]:
@@ -40,18 +43,20 @@ def read_positions(model: PreTrainedModel) -> list[Rope | None]:
         LearnedPositions: the model adds positions elsewhere.
         UserError: the model turns its keys in an unknown way.
     """
-    facts = _facts(model)
+    facts = facts_of(model)
     known = _READ.get(model)
     if known is None or known[0] != facts:
-        known = _READ[model] = facts, _read(model)
+        known = _READ[model] = copy.deepcopy(facts), _read(model)
     return known[1]
 
 
-def _facts(model: PreTrainedModel) -> str:
-    """What decides how keys turn, beside the weights."""
-    config = model.config.get_text_config(decoder=True)
-    names = ("rope_parameters", "rotary_dim", "max_position_embeddings", "num_hidden_layers", "layer_types")
-    return repr([model.dtype, device_of(model), *(getattr(config, name, None) for name in names)])
+def facts_of(model: PreTrainedModel) -> tuple[Any, ...]:
+    """What decides how keys turn, beside the weights; to be compared, by whoever remembers what follows from it."""
+    config = text_config(model)
+    said, names = vars(config), config.attribute_map  # as a configuration's own way to an attribute is a long one
+    first = first_parameter(model)
+    dtype = first.dtype if first is not None and first.is_floating_point() else model.dtype
+    return dtype, device_of(model), *[said.get(names.get(name, name)) for name in DECIDING]
 
 
 def _read(model: PreTrainedModel) -> list[Rope | None]:

@@ -9,25 +9,27 @@ error and never a wrong number.
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor as bloom_alibi
 from transformers.models.codegen.modeling_codegen import create_sinusoidal_positions
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor as falcon_alibi
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from sinkbench.calls import LOCK
+from sinkbench.calls import LOCK, NOTHING
 from sinkbench.positions.alibi import Alibi
 from sinkbench.positions.bare import device_of
 
 Undo = Callable[[], None]
 
 _SIGNATURES: WeakKeyDictionary[Callable[..., Any], inspect.Signature] = WeakKeyDictionary()  # of bound methods
+_TEXT: WeakKeyDictionary[PreTrainedModel, tuple[PreTrainedConfig, PreTrainedConfig]] = WeakKeyDictionary()
+_TABLES: WeakKeyDictionary[PreTrainedModel, list[Any]] = WeakKeyDictionary()  # the modules that look angles up
 _LENGTHENED: WeakKeyDictionary[PreTrainedModel, list[Undo]] = WeakKeyDictionary()  # one for each call under way
 
 
@@ -65,13 +67,21 @@ def _mpt_terms(model: PreTrainedModel) -> Alibi:
 def _lengthen_mpt(model: PreTrainedModel, length: int) -> Undo:
     """MPT cuts its ALiBi terms from a strip of ``max_seq_len``; a longer strip has the same end."""
     config, before = model.config, model.config.max_seq_len
-    config.max_seq_len = max(before, length)
-    return lambda: setattr(config, "max_seq_len", before)
+    if length > before:
+        config.max_seq_len = length  # which takes a configuration as long as a layer, as does the way back
+
+    def restore() -> None:
+        if config.max_seq_len != before:
+            config.max_seq_len = before
+
+    return restore
 
 
 def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Undo:
     """GPT-J and CodeGen look angles up in a table of ``max_position_embeddings`` rows; more rows, same formula."""
-    modules = [m for m in model.modules() if hasattr(m, "embed_positions")]
+    modules = _TABLES.get(model)
+    if modules is None:
+        modules = _TABLES[model] = [m for m in model.modules() if hasattr(m, "embed_positions")]
     before = [m.embed_positions for m in modules]
     if before[0].shape[0] < length:
         table = create_sinusoidal_positions(length, before[0].shape[1]).to(before[0])
@@ -80,7 +90,8 @@ def _lengthen_sinusoids(model: PreTrainedModel, length: int) -> Undo:
 
     def restore() -> None:
         for module, old in zip(modules, before, strict=True):
-            module.embed_positions = old
+            if module.embed_positions is not old:
+                module.embed_positions = old
 
     return restore
 
@@ -104,10 +115,18 @@ FAMILIES: dict[str, Family] = {
 
 def family_of(model: PreTrainedModel) -> Family:
     """The entry for ``model``."""
-    config = model.config.get_text_config(decoder=True)
+    config = text_config(model)
     if config.model_type == "falcon" and config.alibi:
         return FALCON_ALIBI
     return FAMILIES.get(config.model_type, ROTARY)
+
+
+def text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    """The part of the configuration of ``model`` that is about its text, which it would take long to find anew."""
+    known = _TEXT.get(model)
+    if known is None or known[0] is not model.config:
+        known = _TEXT[model] = model.config, model.config.get_text_config(decoder=True)
+    return known[1]
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
@@ -117,6 +136,8 @@ def takes_positions(model: PreTrainedModel) -> bool:
 
 def signature_of(method: Callable[..., Any]) -> inspect.Signature:
     """As ``inspect.signature``, which takes longer than a layer does: once for each function."""
+    while not hasattr(method, "__func__") and hasattr(method, "__wrapped__"):
+        method = method.__wrapped__
     function = getattr(method, "__func__", None)
     if function is None:
         return inspect.signature(method)
@@ -125,16 +146,17 @@ def signature_of(method: Callable[..., Any]) -> inspect.Signature:
     return _SIGNATURES[function]
 
 
-@contextmanager
-def lasting(model: PreTrainedModel, length: int) -> Iterator[None]:
+def lasting(model: PreTrainedModel, length: int) -> AbstractContextManager[None]:
     """Within this context, position tables of ``model`` last for ``length`` positions, or more.
 
     A longer table is the same for whoever calls the model meanwhile; the last to leave restores it.
     """
     lengthen = family_of(model).lengthen
-    if lengthen is None:
-        yield
-        return
+    return NOTHING if lengthen is None else _lasting(model, length, lengthen)
+
+
+@contextmanager
+def _lasting(model: PreTrainedModel, length: int, lengthen: Callable[[PreTrainedModel, int], Undo]) -> Iterator[None]:
     with LOCK:
         undo = _LENGTHENED.setdefault(model, [])
         undo.append(lengthen(model, length))

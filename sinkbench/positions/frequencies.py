@@ -5,18 +5,19 @@ even those of the longest text so far. So these models are one call's at a time.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from threading import RLock
 from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from sinkbench.calls import NOTHING
+
 _CHANGING: WeakKeyDictionary[PreTrainedModel, tuple[list[nn.Module], RLock]] = WeakKeyDictionary()
 
 
-@contextmanager
-def frequencies_alone(model: PreTrainedModel, fresh: bool = False) -> Iterator[None]:
+def frequencies_alone(model: PreTrainedModel, fresh: bool = False) -> AbstractContextManager[None]:
     """Within this context no other thread is in one, if frequencies of ``model`` change; otherwise, at once.
 
     Args:
@@ -26,9 +27,11 @@ def frequencies_alone(model: PreTrainedModel, fresh: bool = False) -> Iterator[N
     if known is None:
         known = _CHANGING.setdefault(model, ([m for m in model.modules() if _changes(m)], RLock()))
     modules, lock = known
-    if not modules:
-        yield
-        return
+    return _alone(modules, lock, fresh) if modules else NOTHING
+
+
+@contextmanager
+def _alone(modules: list[nn.Module], lock: RLock, fresh: bool) -> Iterator[None]:
     with lock:
         for module in modules if fresh else ():
             _forget(module)

@@ -6,6 +6,7 @@ record.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from sinkbench.strategies.formats import Format
@@ -77,50 +78,55 @@ class Plan:
         kept = [layer.positions for layer in self.governed] or ["text"]
         object.__setattr__(self, "positions", kept[0])
 
-    @property
+    @cached_property
     def kept(self) -> list[LayerPlan]:
         """The plans of layers that hold keys and values."""
         return [layer for layer in self.layers if layer is not None]
 
-    @property
+    @cached_property
     def governed(self) -> list[LayerPlan]:
         """The plans of layers that the strategy governs."""
         return [layer for layer in self.kept if not layer.own]
 
-    @property
+    @cached_property
     def stateful(self) -> bool:
         """Whether some layers carry a state from token to token."""
         return None in self.layers
 
-    @property
+    @cached_property
     def dense(self) -> bool:
         """Whether nothing is ever dropped in the layers that the strategy governs."""
         return self.context is None and self.window is None
 
-    @property
+    @cached_property
     def window(self) -> int | None:
         """The most entries that a governed layer holds between two steps; ``None`` without a bound."""
         windows = [layer.policy.window for layer in self.governed]
         bounded = [window for window in windows if window is not None]
         return max(bounded) if bounded and len(bounded) == len(windows) else None
 
-    @property
+    @cached_property
     def longest(self) -> int | None:
         """As :attr:`window`; of a model with none but windows of its own, the longest of those."""
         own = [layer.policy.window for layer in self.kept if layer.policy.window is not None]
         return self.window if self.governed else max(own, default=None)
 
-    @property
+    @cached_property
+    def narrowest(self) -> int | None:
+        """The fewest entries to which a layer is cut; ``None`` where none is."""
+        return min((layer.policy.window for layer in self.kept if layer.policy.window is not None), default=None)
+
+    @cached_property
     def by_score(self) -> bool:
         """Whether a layer chooses what goes by a score."""
         return any(layer.policy.by_score for layer in self.kept)
 
-    @property
+    @cached_property
     def as_computed(self) -> bool:
         """Whether all layers store keys and values as the model computes them."""
         return all(layer.format == Format() for layer in self.kept)
 
-    @property
+    @cached_property
     def recoded(self) -> bool:
         """Whether a layer stores entries anew after the steps that first read them."""
         return any(layer.format.recoded for layer in self.kept)

@@ -3,6 +3,7 @@
 import gc
 import time
 import weakref
+from statistics import median
 
 import pytest
 import tiny
@@ -77,15 +78,21 @@ def test_a_bare_model_has_the_same_tensors_and_none_of_what_was_hung_on_it():
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("width", [64, 384])
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "falcon"])
-def test_a_forward_of_24_tokens_costs_what_the_plain_one_costs(family):
-    sizes = {"num_hidden_layers": 12, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-    model, ids, spent = tiny.ROTARY[family](**sizes), tiny.tokens(24)[None], {"plain": [], "ours": []}
+def test_a_forward_of_24_tokens_costs_what_the_plain_one_costs(family, width):
+    model, ids = tiny.ROTARY[family](hidden_size=width, intermediate_size=4 * width), tiny.tokens(24)[None]
     with torch.no_grad(), attention_sinks(model):
-        forwards = {"plain": model.forward.__wrapped__, "ours": model}
-        for _ in range(40):  # by turns: what else the machine does concerns both
-            for name, forward in forwards.items():
-                begin = time.thread_time()
-                forward(ids)
-                spent[name].append(time.thread_time() - begin)
-    assert min(spent["ours"]) < 1.1 * min(spent["plain"])
+        ratios = [_ratio({"plain": model.forward.__wrapped__, "ours": model.forward}, ids) for _ in range(5)]
+    assert min(ratios) < 1.1, ratios
+
+
+def _ratio(forwards, ids):
+    """Of the medians of both, by turns: what else the machine does concerns both."""
+    spent = {name: [] for name in forwards}
+    for _ in range(100):
+        for name, forward in forwards.items():
+            begin = time.thread_time()
+            forward(ids)
+            spent[name].append(time.thread_time() - begin)
+    return median(spent["ours"]) / median(spent["plain"])
