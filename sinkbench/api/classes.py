@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import transformers
 from transformers import PreTrainedModel
 
-from sinkbench.api.patching import Patch
+from sinkbench.api.patching import PAGED, Patch
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.config import MODEL, ModelSource
 from sinkbench.errors import UserError
@@ -216,6 +216,8 @@ def _refuse_random(name: Any, info: dict[str, Any]) -> None:
 
 
 def _plan(model: PreTrainedModel, chosen: Chosen) -> Plan:
+    if "paged|" in str(model.config._attn_implementation):
+        raise UserError(PAGED)
     return chosen.plan(layer_sizes(model.config))
 
 

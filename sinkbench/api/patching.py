@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.generation import GenerationMixin, GenerationMode
+from transformers.generation.continuous_batching import PagedAttentionCache
 
 from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
@@ -34,7 +35,11 @@ MODES = (
 )
 
 
-GENERATING = ("generate", "prepare_inputs_for_generation", "init_continuous_batching")
+GENERATING = ("generate", "prepare_inputs_for_generation", "init_continuous_batching", "set_attn_implementation")
+PAGED = (
+    "continuous batching (generate_batch, ContinuousBatchingManager, cache_implementation='paged') keeps all keys and "
+    "values in pages of its own, and no strategy: use generate with a padded batch, or a model loaded with transformers"
+)
 
 
 class Method:
@@ -131,6 +136,8 @@ class Patch:
         own = self.own("forward")
         if kwargs.get("use_cache") is False and torch.compiler.is_compiling():
             return own(*args, **kwargs)  # nothing here that torch.export would have to follow
+        if isinstance(kwargs.get("cache"), PagedAttentionCache) and self.wish is not None:
+            raise UserError(PAGED)  # of a manager that was made before the model had a strategy
         given = named(own, args, kwargs)
         cache = self._cache(given)
         if cache is None:
@@ -199,10 +206,18 @@ class Patch:
         """
         if self.wish is None:
             return self.own("init_continuous_batching")(*args, **kwargs)
-        raise UserError(
-            "continuous batching (generate_batch, cache_implementation='paged') keeps all keys and values in pages of "
-            "its own, and no strategy: use generate with a padded batch, or a model loaded with transformers"
-        )
+        raise UserError(PAGED)
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own, but for attention in pages: so begins a manager of continuous batching, whoever makes it.
+
+        Raises:
+            UserError: attention in pages, where the model carries a strategy.
+        """
+        asked = args[0] if args else kwargs.get("attn_implementation")
+        if self.wish is not None and "paged|" in str(asked):
+            raise UserError(PAGED)
+        return self.own("set_attn_implementation")(*args, **kwargs)
 
     def _check(self, given: dict[str, Any]) -> None:
         settings = given.get("generation_config") or self.model.generation_config

@@ -6,7 +6,15 @@ import tiny
 import torch
 import transformers
 from dropin import GREEDY, SIZES
-from transformers import CompileConfig, DynamicCache, GenerationConfig, StaticCache, pipeline
+from transformers import (
+    CompileConfig,
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    StaticCache,
+    pipeline,
+)
+from transformers.generation.continuous_batching import ContinuousBatchingManager, PagedAttentionCache
 
 import sinkbench
 from sinkbench import attention_sinks
@@ -37,12 +45,29 @@ def wanted(prompt):
         lambda model, ids: model.init_continuous_batching(),
         lambda model, ids: model.generate_batch(ids.tolist(), generation_config=GenerationConfig(max_new_tokens=3)),
         lambda model, ids: model.continuous_batching_context_manager().__enter__(),
+        lambda model, ids: _manager(model),
+        lambda model, ids: model.set_attn_implementation("paged|sdpa"),
     ],
 )
 def test_continuous_batching_is_refused(llama, prompt, enter):
     with pytest.raises(UserError, match="no strategy: use generate with a padded batch") as said:
         enter(llama, prompt)
     assert "\n" not in str(said.value)
+    assert "paged" not in llama.config._attn_implementation
+
+
+def _manager(model):
+    return ContinuousBatchingManager(model, GenerationConfig(max_new_tokens=3), ContinuousBatchingConfig())
+
+
+def test_a_manager_that_was_there_first_is_refused(prompt):
+    model = tiny.ROTARY["llama"]()
+    _manager(model)
+    with pytest.raises(UserError, match="no strategy: use generate"):
+        sinkbench.SinkCache(model)
+    model.set_attn_implementation("sdpa")
+    with attention_sinks(model, **SIZES), pytest.raises(UserError, match="no strategy: use generate"):
+        model(prompt, cache=object.__new__(PagedAttentionCache), use_cache=False)  # as a manager calls it
 
 
 def test_continuous_batching_of_a_model_without_a_strategy_is_transformers_own():

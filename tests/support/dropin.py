@@ -11,7 +11,13 @@ from sinkbench.engines.stepwise import Stepwise
 SINKS, RECENT = 4, 12
 SIZES = {"attention_sink_size": SINKS, "attention_sink_window_size": RECENT}
 GREEDY = {"do_sample": False, "eos_token_id": None}
-METHODS = ("forward", "generate", "prepare_inputs_for_generation", "init_continuous_batching")
+METHODS = (
+    "forward",
+    "generate",
+    "prepare_inputs_for_generation",
+    "init_continuous_batching",
+    "set_attn_implementation",
+)
 
 every_family = pytest.mark.parametrize("family", tiny.STREAMABLE)
 # of each way to read a long prompt: in chunks, by an adapter, with ALiBi, mixed layers, token by token
