@@ -14,6 +14,7 @@ from sinkbench.api.forward import read
 from sinkbench.cache.batched import BatchedCache
 from sinkbench.engines.step import synchronize
 from sinkbench.errors import UserError
+from sinkbench.positions.bare import device_of
 from sinkbench.strategies import Plan
 
 
@@ -105,7 +106,7 @@ class Session:
             return self.model(self._ids(tokens), **self._narrow, **kwargs).logits[0, -1].float()
 
     def _ids(self, tokens: list[int]) -> Tensor:
-        return torch.tensor([tokens], device=self.model.device)
+        return torch.tensor([tokens], device=device_of(self.model))
 
 
 def stream_tokens(

@@ -26,6 +26,7 @@ from sinkbench.engines.fresh import fresh_states
 from sinkbench.engines.head import measured
 from sinkbench.engines.states import States, behind, together
 from sinkbench.engines.step import Steps, vram_allocated
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import check_reach
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting
@@ -107,7 +108,7 @@ class Parallel:
     ) -> Iterator[tuple[int, Steps]]:
         """The streams of ``group``, mixed, each in its order, from the stream and the row of ``begin`` on."""
         model, waiting = self.model, None
-        tokens = [streams[index].to(model.device) for index in group]
+        tokens = [streams[index].to(device_of(model)) for index in group]
         fed = [mine[:-1] for mine in tokens]
         caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
         chunk = min(cache.reach.chunk(chunk) for cache in caches)
@@ -201,7 +202,7 @@ def many_a_step(
     chunk: int | None,
 ) -> Iterator[Steps]:
     """As :meth:`Engine.run`, many tokens a forward, where the plan or the reference carries no cache."""
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(device_of(model))
     if reference is not None and chunk is None:
         chunk = min(chunk_for(model, plan), chunk_for(model, reference))
     own = _of_one(model, plan, tokens[:-1], start, chunk, trace)

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.forward import feeding, longest_of, reading
 from sinkbench.engines.prefill import prefilled
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import check_reach
 from sinkbench.strategies import Plan
 
@@ -26,7 +27,7 @@ class Predictor:
     ) -> None:
         if plan.dense:
             check_reach(model, len(tokens) - 1)
-        self.model, self.tokens, self.context = model, tokens.to(model.device), plan.context
+        self.model, self.tokens, self.context = model, tokens.to(device_of(model)), plan.context
         self.cache = None if plan.context is not None else prefilled(model, plan, tokens[:start], trace)
         self.feed = None if self.cache is None else feeding(model, self.cache)
         self.longest = (plan.context or 0) if self.cache is None else longest_of(self.cache, len(tokens))

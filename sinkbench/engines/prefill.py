@@ -8,6 +8,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.chunks import hidden_states, refuses_chunks
 from sinkbench.engines.forward import one_by_one
+from sinkbench.positions.bare import device_of
 from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
@@ -22,7 +23,7 @@ def prefilled(model: PreTrainedModel, plan: Plan, tokens: Tensor, trace: Trace |
     cache = StreamCache(model, plan, trace)
     if not len(tokens):
         return cache
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(device_of(model))
     close = plan.by_score or not plan.as_computed
     if not close and refuses_chunks(model, cache, len(tokens) + 1) is None:
         for _ in hidden_states(model, cache, [tokens]):

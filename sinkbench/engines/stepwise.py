@@ -14,6 +14,7 @@ from sinkbench.engines.divergence import divergence
 from sinkbench.engines.head import loss
 from sinkbench.engines.predictor import Predictor
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
@@ -45,7 +46,7 @@ def one_a_step(
     """As :meth:`Engine.run`, a forward a token; a reference has another, which is no part of the latency."""
     own = Predictor(model, plan, tokens, start, trace)
     beside = None if reference is None else Predictor(model, reference, tokens, start)
-    tokens = tokens.to(model.device)
+    tokens = tokens.to(device_of(model))
     alone = own.reading() if beside is None else nullcontext()  # two predictors take turns
     longest = own.longest if beside is None else max(own.longest, beside.longest)
     with lasting(model, longest), exact_angles(model), alone:

@@ -12,6 +12,7 @@ from sinkbench.engines.chunks import chunk_for
 from sinkbench.engines.head import backbone, measured
 from sinkbench.engines.parallel import Part, Pending
 from sinkbench.engines.step import Steps
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import check_reach
 from sinkbench.positions.families import lasting
 from sinkbench.signals import check
@@ -32,7 +33,7 @@ def read_windows(
     Raises:
         UserError: windows are longer than the model's table of positions.
     """
-    text, longest = text.to(model.device), max(window.fed for window in windows)
+    text, longest = text.to(device_of(model)), max(window.fed for window in windows)
     check_reach(model, longest)
     at_once, body = chunk or chunk_for(model), backbone(model)
     waiting: Pending | None = None

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.errors import UserError
 from sinkbench.models import embedded
+from sinkbench.positions.bare import device_of
 
 BLOCK = 256  # tokens scored together, and tokens of context before them
 WINDOW = 256  # tokens over which rates are taken
@@ -30,7 +31,7 @@ def fresh_nll(model: PreTrainedModel, context: Tensor, block: Tensor) -> list[fl
     """
     if not len(context):
         raise UserError("the prompt is empty: give at least one token to begin with")
-    tokens = torch.cat((context, block)).to(model.device)
+    tokens = torch.cat((context, block)).to(device_of(model))
     logits = model(tokens[None, :-1], use_cache=False).logits[0, len(context) - 1 :]
     return cross_entropy(logits.float(), tokens[len(context) :].to(logits.device), reduction="none").tolist()
 
