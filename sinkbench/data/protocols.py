@@ -3,7 +3,7 @@
 Each is what a number in the literature was made by (docs/measures.md).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sinkbench.errors import UserError
@@ -52,6 +52,19 @@ def windows_of(protocol: str, n: int, length: int, stride: int | None = None) ->
             f"the text has {n:,} tokens, and a window of --protocol {protocol} has {length:,}: "
             "give more --num-tokens, or a shorter --context-length"
         )
+    return found
+
+
+def scored_by(windows: Sequence[Window], predictions: int) -> list[tuple[int, int]]:
+    """Where the first ``predictions`` tokens that ``windows`` predict lie: from an index to that behind the last."""
+    found: list[tuple[int, int]] = []
+    for window in windows:
+        end = min(window.end + 1, window.scored + predictions)
+        if end <= window.scored:
+            break
+        predictions -= end - window.scored
+        together = found and found[-1][1] == window.scored
+        found.append((found.pop()[0] if together else window.scored, end))
     return found
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+Stretch = tuple[int, int]  # of consecutive tokens: the index of the first, and that behind the last
 SPACE, NEWLINE = "▁", "<0x0A>"  # as SentencePiece writes them
 
 
@@ -23,8 +24,12 @@ class TextSize:
     words: int
 
 
-def predicted_text(tokenizer: Any, streams: Sequence[Sequence[int]], literal: bool) -> TextSize:
-    """The size of the text that all of each stream's ids but the first spell.
+def predicted_text(
+    tokenizer: Any, streams: Sequence[Sequence[int]], literal: bool, stretches: Sequence[Stretch] | None = None
+) -> TextSize:
+    """The size of the text that ids of streams spell: all of each stream but the first, or those of ``stretches``.
+
+    Words that the end of a stretch parts count on both sides.
 
     Every token spells its own bytes, also part of a character, so that those of all tokens add up to the bytes of the
     text. A tokenizer of an unknown kind is asked to decode all of it.
@@ -34,10 +39,14 @@ def predicted_text(tokenizer: Any, streams: Sequence[Sequence[int]], literal: bo
         streams: ids of each, from its beginning.
         literal: whether a special token behind the first stands for itself, as in a text in which its name is written;
             in data that is tokenised already it parts documents, and spells nothing.
+        stretches: of each stream, in order, those whose ids count.
     """
-    texts = [spelled(tokenizer, ids, literal) for ids in streams]
+    counted = [[(1, len(ids))] if stretches is None else stretches for ids in streams]
+    texts = [
+        text for ids, of_one in zip(streams, counted, strict=True) for text in _spelled(tokenizer, ids, literal, of_one)
+    ]
     return TextSize(
-        sum(max(len(ids) - 1, 0) for ids in streams),
+        sum(max(end - begin, 0) for of_one in counted for begin, end in of_one),
         sum(map(len, texts)),
         sum(len(text.decode(errors="replace").split()) for text in texts),
     )
@@ -45,10 +54,15 @@ def predicted_text(tokenizer: Any, streams: Sequence[Sequence[int]], literal: bo
 
 def spelled(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
     """The bytes that all of ``ids`` of one stream but the first spell, as for :func:`predicted_text`."""
+    return b"".join(_spelled(tokenizer, ids, literal, [(1, len(ids))]))
+
+
+def _spelled(tokenizer: Any, ids: Sequence[int], literal: bool, stretches: Sequence[Stretch]) -> list[bytes]:
+    """The bytes that ``ids`` of one stream spell in each of ``stretches``."""
     decoders = _decoders(tokenizer)
     of_piece = _reading(decoders, tokenizer)
     if of_piece is None:
-        return _decoded(tokenizer, ids, literal)
+        return [_decoded(tokenizer, ids[max(begin - 1, 0) : end], literal, begin > 0) for begin, end in stretches]
     added = tokenizer.added_tokens_decoder
     ends = set(tokenizer("", verbose=False)["input_ids"]) if literal else set()
     distinct = sorted(set(ids))
@@ -69,7 +83,7 @@ def spelled(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
         first = next((place for place, part in enumerate(parts) if part), None)
         if first is not None:  # the space that is put before a text
             parts[first] = parts[first].removeprefix(b" ")
-    return b"".join(parts[1:])
+    return [b"".join(parts[begin:end]) for begin, end in stretches]
 
 
 def _decoders(tokenizer: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -123,10 +137,10 @@ def _byte_characters() -> dict[str, bytes]:
     return {chr(byte): bytes([byte]) for byte in printed} | {chr(256 + n): bytes([b]) for n, b in enumerate(others)}
 
 
-def _decoded(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
-    """By the tokenizer's own decoding, without what the first token spells."""
+def _decoded(tokenizer: Any, ids: Sequence[int], literal: bool, but_first: bool) -> bytes:
+    """By the tokenizer's own decoding, without what the first token spells where that does not count."""
     first, whole = (
         tokenizer.decode(list(part), skip_special_tokens=not literal, clean_up_tokenization_spaces=False)
         for part in (ids[:1], ids)
     )
-    return whole.removeprefix(first).encode(errors="replace")
+    return whole.removeprefix(first if but_first else "").encode(errors="replace")

@@ -42,7 +42,15 @@ def spelled_by(run: Run) -> dict[str, float] | None:
     found = {name: run.number(SPELLED, name) for name in ("tokens", "bytes", "words")}
     if any(value is None or value < 0 for value in found.values()) or not found["bytes"]:
         return None
-    return {name: value or 0.0 for name, value in found.items()} if found["tokens"] == run.length else None
+    return {name: value or 0.0 for name, value in found.items()} if found["tokens"] == _predicted(run) else None
+
+
+def _predicted(run: Run) -> float | None:
+    """How many tokens the rows predict; ``None`` where record and rows differ."""
+    if run.recorded("protocol") is None:
+        return run.length
+    written = run.number("rows_written") or run.number("rows")  # windows read tokens that they do not predict
+    return run.number("rows") if len(run.frame) == written else None
 
 
 def units_table(compared: Sequence[Comparison], runs: Mapping[str, Run]) -> Table | None:

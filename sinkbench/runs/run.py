@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.config import ModelSource, RunConfig
-from sinkbench.data.protocols import Window
+from sinkbench.data.protocols import Window, scored_by
 from sinkbench.data.spelling import TextSize, predicted_text
 from sinkbench.data.stream import Streams, read_streams
 from sinkbench.engines.choice import choose_engine
@@ -101,7 +101,7 @@ class _Work:
         all_there: whether all rows were there before.
         on_record: whether their record says so, and no trace is to be added.
         trace: what takes note of evictions.
-        size_of: the size of the text that so many rows predict; ``None`` where no tokenizer can be had, and of windows.
+        size_of: the size of the text that so many rows predict; ``None`` where no tokenizer can be had.
     """
 
     config: RunConfig
@@ -127,8 +127,7 @@ class _Work:
         self.stage("reading the text")
         streams = read_streams(config.source, count, tokenizer)
         windows = windows_for(config, streams.tokens[0])
-        if windows is None:
-            self.size_of = partial(_size_of, streams, tokenizer)
+        self.size_of = partial(_size_of, streams, windows, tokenizer)
         expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
         self.result.expected = expected
         if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
@@ -219,12 +218,16 @@ def place_of(streams: Sequence[Tensor], rows: int) -> tuple[int, int]:
     return len(streams) - 1, rows
 
 
-def _size_of(streams: Streams, tokenizer: Callable[[], Any], rows: int) -> TextSize | None:
+def _size_of(
+    streams: Streams, windows: list[Window] | None, tokenizer: Callable[[], Any], rows: int
+) -> TextSize | None:
     """The size of the text that the first ``rows`` rows predict; ``None`` where no tokenizer can say it."""
     last, own = place_of(streams.tokens, rows)
-    read = [*streams.tokens[:last], streams.tokens[last][: own + 1]]
+    read = [*streams.tokens[:last], streams.tokens[last][: own + 1]] if windows is None else streams.tokens
+    stretches = None if windows is None else scored_by(windows, rows)
     with suppress(Exception):  # of a tokenizer: rows that are written do not depend on it
-        return predicted_text(tokenizer(), [tokens.tolist() for tokens in read], literal=not streams.pretokenised)
+        ids = [tokens.tolist() for tokens in read]
+        return predicted_text(tokenizer(), ids, not streams.pretokenised, stretches)
     return None
 
 

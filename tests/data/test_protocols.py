@@ -1,10 +1,12 @@
 """How protocols cut a text: against the loops that they are known from."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkbench.data.protocols import Window, windows_of
+from sinkbench.data.protocols import Window, scored_by, windows_of
 from sinkbench.errors import UserError
 
 
@@ -89,6 +91,10 @@ def test_what_is_fed_and_what_counts_is_what_the_known_loop_does(protocol, n, le
     assert counted(windows) == wanted
     assert len(wanted) == sum(window.predictions for window in windows)
     assert max(window.fed for window in windows) <= length
+    for rows in {0, 1, len(wanted) // 2, len(wanted)}:
+        stretches = scored_by(windows, rows)
+        assert [token for stretch in stretches for token in range(*stretch)] == [token for token, _ in wanted][:rows]
+        assert all(end < begin for (_, end), (begin, _) in pairwise(stretches))
 
 
 @given(n=st.integers(2, 90), length=st.integers(2, 40), stride=st.integers(1, 40))

@@ -153,6 +153,39 @@ def test_documents_predict_the_text_of_all_but_the_first_token_of_each(model, he
     assert [row["run"] for row in units] == ["windowed", "attention_sinks"]
 
 
+@pytest.mark.parametrize(
+    "protocol, predicted",
+    [
+        ("windows", lambda n: sum(begin + 16 <= n for begin in range(0, n, 16)) * 15),
+        ("strided", lambda n: n - 1),
+        ("llamacpp", lambda n: n // 16 * 7),
+    ],
+)
+def test_windows_of_a_protocol_predict_the_text_of_the_tokens_that_count(protocol, predicted, model, here, tmp_path):
+    length = len(("In the beginning 漢字 " * 4 + "\nnaïve end").encode())
+    line = ("--experiment", "transformers", "--num-tokens", "1000", "--protocol", protocol, "--context-length", "16")
+    folders = tmp_path / "one", tmp_path / "other"
+    for folder in folders:
+        assert run(here, model, folder, *line)[0] == 0
+    record = json.loads((folders[0] / "transformers.json").read_text())
+    size = record["predicted_text"]
+    assert (size["tokens"], size["bytes"]) == (predicted(length),) * 2
+    units = json.loads(here("compare", *folders, "--format", "json")[1])["units"]
+    assert units[0]["bits_per_byte"] == pytest.approx(log(record["overall_ppl"]) / log(2))
+    assert here("report", folders[0])[0] == 0
+    assert "Bits per byte" in (folders[0] / "report.md").read_text()
+
+
+def test_stretches_of_a_text_spell_what_lies_in_them():
+    tokenizer = byte_level()
+    ids = tokenizer(TEXT)["input_ids"]
+    halves = [(1, 9), (9, len(ids))]
+    whole, parts = (predicted_text(tokenizer, [ids], True, stretches) for stretches in (None, halves))
+    assert (parts.tokens, parts.bytes) == (whole.tokens, whole.bytes)
+    left, right = (predicted_text(tokenizer, [ids], True, [half]) for half in halves)
+    assert (left.bytes + right.bytes, left.words + right.words) == (parts.bytes, parts.words)
+
+
 def test_compare_and_report_show_units_of_the_text(model, here, tmp_path):
     out = tmp_path / "out"
     for name in ("attention_sinks", "windowed"):
