@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
@@ -32,6 +33,10 @@ def attend_one(layer: ScoredLayer, query: Tensor, key: Tensor, value: Tensor, sc
     """``(B, H, 1, D)`` for one query; then one entry goes."""
     batch, heads = query.shape[:2]
     groups = heads // key.shape[1]
+    if not layer.looks and scores.plain and scores.extra is None:
+        out = scaled_dot_product_attention(query, key, value, scale=scores.scale, enable_gqa=groups > 1)
+        layer.evict(None)
+        return out
     weights = scores.of(query, key)[:, :, 0]  # (B, H, m)
     if scores.alibi is not None:
         weights = weights + _terms(layer, scores.alibi.slopes.to(weights.dtype), groups)

@@ -5,7 +5,7 @@ The model's configuration names it to those calls alone that have a cache of our
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,10 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
     def attend(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
         """Answers with ``(B, H, n, D)`` for queries ``(B, H, n, D)`` of layer ``index``, just after its update."""
         layer, scores, wanted = cache.layers[index], Scores(scale, alibi=alibi, **special), query.dtype
-        query, key, value = (x.to(layer.values.dtype) for x in (query, key, value))  # alike, but under autocast
-        with torch.autocast(query.device.type, enabled=False):
+        kept = layer.values.dtype
+        query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
+        kind = query.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             return of_layer(layer, query, key, value, scores).to(wanted)
 
     def of_layer(layer: CacheLayerMixin, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:

@@ -1,27 +1,28 @@
 """A layer whose entries go by a score: slots in no particular order, and which token lies in each.
 
-A token that is evicted leaves its slot to the next, so nothing is ever moved. Every head of keys and values may hold
-other tokens. Keys lie as they came (``text`` positions), or unrotated, to be turned on every step to their rank among
-those that their head holds (``cache`` positions).
+Every head of keys and values may hold other tokens. Keys lie as they came (``text`` positions), or unrotated, to be
+turned on every step to their rank among those that their head holds (``cache`` positions). What a layer holds lies in
+a :class:`~sinkbench.cache.stack.Stack`, with what others do that are like it; once the last of them has passed a step,
+one entry goes in each.
 
 Many tokens at once (``text`` positions alone) join behind what is held, and are attended to as *columns*; which of them
 died at which token is for the attention to find (:mod:`sinkbench.attention.scan`), and what is alive then is kept.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from sinkbench.cache.formats import keys_read_back, read_back
-from sinkbench.cache.scoring import scores_of
+from sinkbench.cache.stack import Stack, along
 from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
-from sinkbench.positions.rotary import Rope, wide
+from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Moves
-from sinkbench.strategies import Held, LayerPlan
+from sinkbench.strategies import LayerPlan
 
 
 @dataclass
@@ -58,32 +59,25 @@ class ScoredLayer(CacheLayerMixin):
     trace: Trace | None = None  # is told what goes, of the first stream
 
     def __init__(self, plan: LayerPlan, rope: Rope | None, number: int) -> None:
-        super().__init__()
+        self.is_initialized = False  # and nothing else of what the base says, whose keys and values are the stack's
         self.plan, self.rope, self.number = plan, rope, number
         self.policy = plan.policy
         self.moves = Moves()  # a cache gives all its layers one
         assert self.policy.window is not None
         assert self.policy.eviction is not None
         self.window, self.eviction = self.policy.window, self.policy.eviction
+        blind = self.eviction.together and self.eviction.pattern in ("fixed", "alike")
+        self.looks = not blind  # whether the score may look at the weights of a step
+        self.row = 0
+        self.stack = Stack(plan, [self])  # alone, unless a cache puts layers together
         self.seen = 0  # tokens that passed
         self.position = 0  # of the next token, as the model is told
-        self.memory: dict[str, Tensor] = {}
         self.columns: Columns | None = None  # of a chunk that is being read
         self.reads_chunks = False  # whether the attention knows how (sinkbench.attention)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        (batch, heads, _, dim), slots = key_states.shape, self.window + 1
-        stored = self.dtype if self.plan.positions == "text" else wide(self.dtype)
-        self.keys = key_states.new_zeros(batch, heads, slots, dim, dtype=stored)
-        self.values = value_states.new_zeros(batch, heads, slots, value_states.shape[-1])
-        self.tokens = torch.zeros(batch, heads, slots, dtype=torch.long, device=self.device)  # index in the text
-        self.free = torch.zeros(batch, heads, 1, dtype=torch.long, device=self.device)  # the slot of the next token
-        self.ranks = torch.zeros_like(self.tokens)  # place in text order among those that the head holds
-        self.memory = {
-            name: torch.zeros(batch, heads, slots, dtype=wide(self.dtype), device=self.device)
-            for name in self.eviction.memory
-        }
+        self.stack.take_in(self.row, key_states, value_states)
         self.is_initialized = True
 
     def update(
@@ -99,31 +93,22 @@ class ScoredLayer(CacheLayerMixin):
             raise UserError("a strategy that scores its entries reads one token at a time: use --engine stepwise")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        rope = self.rope and self._rope
+        rope = self.rope and self.rope.at_length(self.position + 1)
         key_states = keys_read_back(self.plan.format, key_states, rope, self.seen - self.position)
         value_states = read_back(self.plan.format, value_states)
         if n > 1:
             return self._join(key_states, value_states)
-        if self.plan.positions == "cache" and self.rope is not None:
-            key_states = self.moves.move(self._rope, key_states.to(self.keys.dtype), -self.position)
-        place = self.free[..., None]
-        self.keys.scatter_(2, place.expand_as(key_states), key_states.to(self.keys.dtype))
-        self.values.scatter_(2, place.expand_as(value_states), value_states)
-        self.tokens.scatter_(2, self.free, self.seen)
-        if self.plan.positions == "cache":
-            self.ranks.scatter_(2, self.free, self.held)
-        for numbers in self.memory.values():
-            numbers.scatter_(2, self.free, 0.0)
+        if self.row == 0:
+            self.stack.begin()
+        place = self.stack.places[self.row]
         self.seen += 1
         self.position += 1
-        self.view = self._turned(self.keys[:, :, : self.present])
-        return self.view, self.values[:, :, : self.present]
+        place.key.copy_(key_states)
+        place.value.copy_(value_states)
+        return place.keys, place.values
 
     def _join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of a chunk: what is held, and the new tokens."""
-        if self.seen > self.window:  # the last slot's entry moves to the one that is free
-            for x in (self.keys, self.values, self.tokens, *self.memory.values()):
-                x.scatter_(2, _along(self.free, x), x[:, :, self.window :].clone())
         held, n = self.held, keys.shape[2]
         new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
         nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
@@ -152,26 +137,38 @@ class ScoredLayer(CacheLayerMixin):
             steps = torch.where(died < n, died + (self.seen - n), -1)
             self.trace.note_many(self.number, columns.tokens[0], steps[0])
         alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]
-        self.keys[:, :, :held] = columns.keys.gather(2, _along(alive, columns.keys))
-        self.values[:, :, :held] = columns.values.gather(2, _along(alive, columns.values))
+        self.keys[:, :, :held] = columns.keys.gather(2, along(alive, columns.keys))
+        self.values[:, :, :held] = columns.values.gather(2, along(alive, columns.values))
         self.tokens[:, :, :held] = columns.tokens.gather(2, alive)
         for name, numbers in columns.memory.items():
             self.memory[name][:, :, :held] = numbers.gather(2, alive)
-        self.free.fill_(held)
         self.columns = None
 
     @property
-    def _rope(self) -> Rope:
-        assert self.rope is not None
-        return self.rope.at_length(self.position + 1)
+    def keys(self) -> Tensor:  # type: ignore[override] # nobody sets it
+        """As queries meet them, ``(B, H, slots, D)``, of which the first :attr:`held` are filled between two steps."""
+        return self.stack.of(self.row, self.stack.keys)
 
-    def _turned(self, keys: Tensor) -> Tensor:
-        """The keys where the newest query meets them."""
-        if self.plan.positions == "text" or self.rope is None:
-            return keys
-        newest = self.position - 1  # where the query stands; every head holds as many entries, and it is the last
-        places = self.ranks[:, :, : self.present] + (newest - self.present + 1)
-        return self.moves.move_each(self.rope.at_length(self.position), keys, places, newest).to(self.dtype)
+    @property
+    def values(self) -> Tensor:  # type: ignore[override] # nor this
+        """As :attr:`keys`."""
+        return self.stack.of(self.row, self.stack.values)
+
+    @property
+    def tokens(self) -> Tensor:
+        """Index in the text of each entry, ``(B, H, slots)``."""
+        return self.stack.of(self.row, self.stack.tokens)
+
+    @property
+    def ranks(self) -> Tensor:
+        """Place of each entry in text order among those that its head holds, likewise; with ``cache`` positions."""
+        assert self.stack.ranks is not None
+        return self.stack.of(self.row, self.stack.ranks)
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """What the strategy carries for each entry, ``(B, H, slots)``."""
+        return {name: self.stack.of(self.row, numbers) for name, numbers in self.stack.memory.items()}
 
     @property
     def present(self) -> int:
@@ -183,42 +180,19 @@ class ScoredLayer(CacheLayerMixin):
         """Entries kept for the next step."""
         return min(self.seen, self.window)
 
-    def evict(self, weights: Tensor) -> None:
-        """Choose what goes, after the attention of a step.
+    def evict(self, weights: Tensor | None) -> None:
+        """After the attention of a step: one entry goes, once all layers of the stack have passed it.
 
         Args:
-            weights: shares of the newest query in each entry, ``(B, H, G, n)``.
+            weights: shares of the newest query in each entry, ``(B, H, G, n)``; may be ``None`` without :attr:`looks`.
         """
-        n = self.present
-        tokens = self.tokens[:, :, :n]
-        held = Held(
-            tokens=tokens,
-            now=self.seen - 1,
-            memory={name: numbers[:, :, :n] for name, numbers in self.memory.items()},
-            layer=self.number,
-            look=lambda: weights,
-            keys_of=lambda: self.view,
-        )
-        scores = scores_of(self.eviction, held)
-        if n <= self.window:
-            self.free.fill_(n)
-            return
-        first, last = self.policy.sinks, self.seen - self.policy.protected
-        self.free = lowest(scores, tokens, first, last, held.now, self.eviction.tolerance)
-        if self.plan.positions == "cache":
-            self.ranks -= (self.ranks > self.ranks.gather(2, self.free)).long()
-        if self.trace is not None:
-            self.trace.note(self.number, held.now, tokens.gather(2, self.free)[0, :, 0])
+        self.stack.note(self.row, weights)
 
     def entries(self) -> tuple[Tensor, Tensor]:
         """Keys and values kept for the next step, each ``(B, H, held, D)``, those of a head in no particular order."""
-        slots = torch.arange(self.present, device=self.device).expand(*self.free.shape[:2], -1)
-        kept = slots[slots != self.free].view(*slots.shape[:2], -1) if self.present > self.held else slots
-        return self.keys.gather(2, _along(kept, self.keys)), self.values.gather(2, _along(kept, self.values))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what the last step saw."""
-        return {name: value for name, value in vars(self).items() if name != "view"}
+        keys = self.stack.keys if self.stack.unturned is None else self.stack.unturned
+        keys, values = self.stack.of(self.row, keys), self.values
+        return keys[:, :, : self.held].clone(), values[:, :, : self.held].clone()
 
     def shift(self, by: int) -> None:
         """Move every position by ``by``: those of the cache follow from ranks, those of the text never move."""
@@ -242,15 +216,12 @@ class ScoredLayer(CacheLayerMixin):
     def reset(self) -> None:
         self.seen = self.position = 0
         self.columns = None
-        if self.is_initialized:
-            self.free.zero_()
 
-    def _map(self, pick) -> None:  # noqa: ANN001
-        if not self.is_initialized:
-            return
-        for name in ("keys", "values", "tokens", "ranks", "free"):
-            setattr(self, name, pick(getattr(self, name)))
-        self.memory = {name: pick(numbers) for name, numbers in self.memory.items()}
+    def _map(self, pick: Callable[[Tensor], Tensor]) -> None:
+        """Pick streams; whoever asks one layer of a stack asks all, and the first answers for them."""
+        if self.is_initialized and self.row == 0:
+            layers = len(self.stack.layers)
+            self.stack.map(lambda x: torch.cat([pick(own) for own in x.chunk(layers)]))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
@@ -260,33 +231,3 @@ class ScoredLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         self._map(lambda x: x[indices.to(x.device)])
-
-
-def _along(index: Tensor, x: Tensor) -> Tensor:
-    """``index``, ``(B, H, n)``, for gathering from ``x``, ``(B, H, m)`` or ``(B, H, m, D)``."""
-    return index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[-1])
-
-
-def lowest(scores: Tensor, tokens: Tensor, first: int, last: int, now: int, tolerance: float = 0.0) -> Tensor:
-    """Where the entry with the lowest score lies, ``(B, H, 1)``; of equal ones, the oldest.
-
-    Args:
-        scores: ``(B, H, n)``, or ``(B, 1, n)`` for all heads.
-        tokens: indices in the text, ``(B, H, n)``; only those from ``first`` on and before ``last`` can go.
-        now: the index of the newest.
-        tolerance: scores above the lowest by no more than this share of its magnitude are equal to it.
-    """
-    if first == 0 and last > now:
-        return _oldest_lowest(scores.expand(tokens.shape), tokens, tolerance)
-    stays = tokens >= last
-    if first:
-        stays |= tokens < first
-    most = torch.iinfo(torch.long).max
-    return _oldest_lowest(scores.masked_fill(stays, torch.inf), tokens.masked_fill(stays, most), tolerance)
-
-
-def _oldest_lowest(scores: Tensor, tokens: Tensor, tolerance: float) -> Tensor:
-    low = scores.amin(-1, keepdim=True)
-    if tolerance:
-        low = torch.fmax(low, torch.add(low, low.abs(), alpha=tolerance))  # an infinite lowest has no neighbours
-    return tokens.masked_fill(scores > low, torch.iinfo(torch.long).max).argmin(-1, keepdim=True)

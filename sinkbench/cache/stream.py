@@ -15,11 +15,12 @@ from sinkbench.cache.held import bytes_held
 from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.prepared import prepared
 from sinkbench.cache.scored import ScoredLayer
+from sinkbench.cache.stack import Stack
 from sinkbench.cache.strip import StripLayer
 from sinkbench.cache.trace import Trace
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Moves
-from sinkbench.strategies import Plan
+from sinkbench.strategies import LayerPlan, Plan
 
 KeptLayer = StripLayer | ScoredLayer
 
@@ -109,6 +110,7 @@ def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) ->
     left = any(layer is None for layer in plan.layers)
     native = DynamicCache(config=model.config.get_text_config(decoder=True)).layers if left else []
     layers: list[CacheLayerMixin] = []
+    alike: dict[tuple[LayerPlan, int], list[ScoredLayer]] = {}
     governed = 0
     for index, (layer, rope) in enumerate(zip(plan.layers, ropes, strict=True)):
         if layer is None:
@@ -117,7 +119,10 @@ def _layers(model: PreTrainedModel, plan: Plan, ropes: Sequence[Rope | None]) ->
             layers.append(KiviLayer(layer, rope))
         elif layer.policy.by_score:
             layers.append(ScoredLayer(layer, rope, governed))
+            alike.setdefault((layer, id(rope)), []).append(layers[-1])
         else:
             layers.append(StripLayer(layer, rope))
         governed += layer is not None and not layer.own
+    for (plan_of_all, _), together in alike.items():
+        Stack(plan_of_all, together)
     return layers

@@ -59,6 +59,7 @@ class Held:
         layer: number of the layer among those that the strategy governs.
         look: gives :attr:`weights`, which are formed only where a score looks at them.
         keys_of: gives :attr:`keys`, likewise.
+        numbers: of layers, where the streams are those of several (:attr:`Eviction.together`).
     """
 
     tokens: "Tensor"
@@ -67,6 +68,12 @@ class Held:
     layer: int
     look: Callable[[], "Tensor"]
     keys_of: Callable[[], "Tensor"]
+    numbers: "Tensor | None" = None
+
+    @cached_property
+    def layers(self) -> "Tensor":
+        """The number of the layer of each stream, int64, ``(B, 1, 1)``."""
+        return self.tokens.new_full((len(self.tokens), 1, 1), self.layer) if self.numbers is None else self.numbers
 
     @cached_property
     def weights(self) -> "Tensor":
@@ -102,6 +109,8 @@ class Eviction(Strategy):
             that are equal in exact arithmetic, which rounding would otherwise decide.
         pattern: how scores follow from what comes, where that is simple enough for a scan of its own: the fast scans
             read this, all else asks :meth:`score`, which must come to the same.
+        together: whether :meth:`score` may be asked once for several layers, whose streams are then those of one;
+            :attr:`Held.layers` has their numbers.
     """
 
     sinks: Whole = 0
@@ -111,12 +120,15 @@ class Eviction(Strategy):
     memory: ClassVar[tuple[str, ...]] = ()
     tolerance: ClassVar[float] = 0.0
     pattern: ClassVar["Pattern | None"] = None
+    together: ClassVar[bool] = False
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """A score of its own follows no pattern that it does not name itself."""
+        """A score of its own follows no pattern, and is asked layer by layer, where it does not say so itself."""
         if "score" in vars(cls) and "pattern" not in vars(cls):
             cls.pattern = None
+        if "score" in vars(cls) and "together" not in vars(cls):
+            cls.together = False
 
     def score(self, held: Held) -> "Tensor":
         """The worth of every entry, ``(B, H, n)``, or ``(B, 1, n)`` where the layer chooses.

@@ -4,32 +4,26 @@ A mix of SplitMix64's finaliser (Steele, Lea and Flood, 2014) over the counters,
 every engine, device and dtype draws the same.
 """
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as signed numbers
 
 
-def draw(seed: int, layer: int, tokens: "Tensor") -> "Tensor":
+def draw(seed: int, layers: "Tensor", tokens: "Tensor") -> "Tensor":
     """A number in [0, 1) for each entry, float64, ``(B, H, n)``, by seed, layer, head and index in the text.
 
     Args:
+        layers: of each stream, int64, ``(B, 1, 1)``.
         tokens: indices in the text, int64, ``(B, H, n)``.
     """
-    mixed = _of_heads(seed, layer, tokens.shape[1], tokens.device)
-    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
-
-
-@lru_cache(maxsize=256)  # a step asks for the same as the one before
-def _of_heads(seed: int, layer: int, heads: int, device: "torch.device") -> "Tensor":
     import torch
 
-    numbers = torch.arange(heads, device=device)[None, :, None]
-    return _mix(numbers + _signed(_mix_number(_mix_number(seed) + layer)))
+    heads = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
+    mixed = _mix(_mix(layers + _signed(_mix_number(seed))) + heads)
+    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
 
 
 def _mix_number(x: int) -> int:

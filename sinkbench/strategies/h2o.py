@@ -18,6 +18,7 @@ class H2O(Eviction):
     """The last tokens, and those that all queries together gave the most attention."""
 
     memory: ClassVar[tuple[str, ...]] = ("total",)
+    together: ClassVar = True
 
     recent: Whole | None = None  # type: ignore[assignment] # half the window, unless given
     average: Flag = False

@@ -6,7 +6,7 @@ from sinkbench.strategies.base import Eviction, Held
 class KeyDiff(Eviction):
     """Those whose keys point away from the mean direction of all that are held."""
 
-    pattern = "alike"
+    pattern, together = "alike", True
 
     def score(self, held: Held):  # noqa: ANN201
         keys = held.keys / held.keys.norm(dim=-1, keepdim=True)

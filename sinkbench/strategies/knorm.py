@@ -7,7 +7,8 @@ from sinkbench.strategies.base import Eviction, Held
 class Knorm(Eviction):
     """Those whose keys have the smallest norm."""
 
-    tolerance, pattern = 1e-6, "fixed"  # float32 rotations of one key differ by up to 4e-7 of its norm
+    pattern, together = "fixed", True
+    tolerance = 1e-6  # float32 rotations of one key differ by up to 4e-7 of its norm
 
     def score(self, held: Held):  # noqa: ANN201
         return -held.keys.norm(dim=-1)

@@ -8,8 +8,8 @@ from sinkbench.validation import Whole
 class Random(Eviction):
     """Entries go at random, for each head of its own; the same in every engine."""
 
-    pattern = "fixed"
+    pattern, together = "fixed", True
     seed: Whole = 0
 
     def score(self, held: Held):  # noqa: ANN201
-        return draw(self.seed, held.layer, held.tokens)
+        return draw(self.seed, held.layers, held.tokens)

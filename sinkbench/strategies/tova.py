@@ -16,6 +16,7 @@ class Tova(Eviction):
 
     choice: ClassVar = "layer"
     pattern: ClassVar = "newest"
+    together: ClassVar = True
 
     def score(self, held: Held) -> "Tensor":
         return held.weights.mean((1, 2))[:, None]

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.scored import ScoredLayer
+from sinkbench.cache.stack import Stack
 from sinkbench.engines.base import Engine
 from sinkbench.engines.stepwise import Stepwise
 from sinkbench.strategies import Plan
@@ -28,7 +29,7 @@ SEED = 3
 @cache
 def _draws(layer: int) -> list[list[float]]:
     """The numbers that the package draws, which the oracle is given: for 4 heads and 100 tokens."""
-    return draw(SEED, layer, torch.arange(100).expand(1, 4, -1))[0].tolist()
+    return draw(SEED, torch.tensor(layer), torch.arange(100).expand(1, 4, -1))[0].tolist()
 
 
 RULES: dict[str, tuple[str, dict[str, Any], brute.Score]] = {
@@ -45,14 +46,14 @@ RULES: dict[str, tuple[str, dict[str, Any], brute.Score]] = {
 def watched() -> Iterator[Evictions]:
     """What layers evict within this context: steps and tokens of each layer and head of the first stream."""
     found: Evictions = {}
-    evict, keep = ScoredLayer.evict, ScoredLayer.keep
+    drop, keep = Stack.drop, ScoredLayer.keep
 
-    def watch(layer: ScoredLayer, weights: Tensor) -> None:
-        held = layer.tokens[0, :, : layer.present].clone()
-        evict(layer, weights)
-        if layer.present > layer.window:
-            for head, (tokens, slot) in enumerate(zip(held, layer.free[0, :, 0], strict=True)):
-                found.setdefault((layer.number, head), []).append((layer.seen - 1, int(tokens[slot])))
+    def watch(stack: Stack, slots: Tensor) -> None:
+        gone = stack.tokens.gather(2, slots)[:: stack.streams, :, 0].tolist()
+        for layer, tokens in zip(stack.layers, gone, strict=True):
+            for head, token in enumerate(tokens):
+                found.setdefault((layer.number, head), []).append((layer.seen - 1, token))
+        drop(stack, slots)
 
     def watch_chunk(layer: ScoredLayer, died: Tensor) -> None:
         columns = layer.columns
@@ -64,7 +65,7 @@ def watched() -> Iterator[Evictions]:
             if gone:
                 found.setdefault((layer.number, head), []).extend(gone)
 
-    with patch.object(ScoredLayer, "evict", watch), patch.object(ScoredLayer, "keep", watch_chunk):
+    with patch.object(Stack, "drop", watch), patch.object(ScoredLayer, "keep", watch_chunk):
         yield found
 
 
