@@ -23,6 +23,7 @@ def choose_engine(
     note: Callable[[str], None] = lambda line: None,
     stage: Callable[[str], None] = lambda what: None,
     reference: Plan | None = None,
+    until: int | None = None,
 ) -> Engine:
     """The engine for ``plan``.
 
@@ -33,6 +34,7 @@ def choose_engine(
         note: is called with a line where an engine has to go another way than it would.
         stage: is called with what goes on before the first step.
         reference: the plan to diverge from; ``None`` for none.
+        until: tokens of a stream that the reference reads; ``None`` for all.
 
     Raises:
         UserError: no such engine, or none of its kind can run the plan.
@@ -43,12 +45,12 @@ def choose_engine(
     kinds: dict[str, Sequence[Engine]] = {
         "stepwise": [
             *(captured if reference is None else []),
-            Stepwise(model, reference),
-            Recompute(model, reference=reference),
+            Stepwise(model, reference, until),
+            Recompute(model, reference=reference, until=until),
         ],
         "parallel": [
-            Parallel(model, chunk, reference=reference),
-            Recompute(model, batched=True, chunk=chunk, reference=reference),
+            Parallel(model, chunk, reference=reference, until=until),
+            Recompute(model, batched=True, chunk=chunk, reference=reference, until=until),
         ],
     }
     if engine not in kinds:

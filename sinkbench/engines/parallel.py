@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.batches import batches, pieces
+from sinkbench.engines.batches import Piece, batches, pieces
 from sinkbench.engines.chunks import Room, chunk_for, refuses_plan, states_of
 from sinkbench.engines.compiling import compiled_parts
 from sinkbench.engines.divergence import Measured
@@ -31,6 +31,7 @@ from sinkbench.positions.detection import check_reach
 from sinkbench.positions.exact import exact_angles
 from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
+from sinkbench.validation import MOST
 
 COMPILE_FROM = 50_000  # tokens: shorter streams end before compilation pays
 SHAPES = 4  # of forwards, at most, for each of which parts of the model are compiled
@@ -45,6 +46,7 @@ class Parallel:
         compiled: whether parts of the model run compiled, on CUDA; by default where there are tokens enough.
         side_by_side: streams a forward, at most; by default chosen from the free memory.
         reference: the plan to diverge from; ``None`` for none.
+        until: tokens of a stream that it reads; ``None`` for all. Behind them nothing is measured against it.
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class Parallel:
     compiled: bool | None = None
     side_by_side: int | None = None
     reference: Plan | None = None
+    until: int | None = None
 
     def refuses(self, plan: Plan) -> str | None:
         return "no cache is carried: each token is read afresh" if plan.context is not None else refuses_plan(plan)
@@ -72,14 +75,16 @@ class Parallel:
         model, lengths = self.model, [max(0, len(stream) - 1) for stream in streams]
         if self.reference is not None and self.reference.context is not None:
             for index in range(first, len(streams)):
+                begin = start if index == first else 0
                 steps = many_a_step(
-                    *(model, plan, streams[index], start if index == first else 0, trace, self.reference, self.chunk)
+                    *(model, plan, streams[index], begin, trace, self.reference, self.until, self.chunk)
                 )
                 yield from ((index, one) for one in steps)
             return
         plans = [plan] if self.reference is None else [plan, self.reference]
-        if any(one.dense for one in plans):
-            check_reach(model, max(lengths, default=0))
+        for one, end in zip(plans, (None, self.until), strict=False):
+            if one.dense:
+                check_reach(model, min(max(lengths, default=0), end or MOST))
         rooms = [Room.of(model, one) for one in plans]
         chunk = self.chunk or min(room.chunk for room in rooms)  # one for both: of itself a plan diverges nowhere
 
@@ -107,15 +112,14 @@ class Parallel:
         trace: Trace | None,
     ) -> Iterator[tuple[int, Steps]]:
         """The streams of ``group``, mixed, each in its order, from the stream and the row of ``begin`` on."""
-        model, waiting = self.model, None
+        model, waiting, until = self.model, None, MOST if self.until is None else self.until
         tokens = [streams[index].to(device_of(model)) for index in group]
         fed = [mine[:-1] for mine in tokens]
         caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
         chunk = min(cache.reach.chunk(chunk) for cache in caches)
         read = [states_of(model, cache, fed, chunk) for cache in caches]
         with lasting(model, max(states.longest for states in read)), exact_angles(model):
-            for of_each in zip(*(states.read for states in read), strict=True):
-                piece = of_each[0][0]
+            for piece, *of_each in _beside(*(states.read for states in read), until=until):
                 wanted = []  # of which stream which of its rows in this piece
                 for row, index in enumerate(group[: piece.rows]):
                     skipped = begin[1] if index == begin[0] else 0 if index > begin[0] else len(tokens[row])
@@ -126,13 +130,13 @@ class Parallel:
                     continue
                 of_rows = [
                     torch.cat([x[row, rows.start - piece.begin : rows.stop - piece.begin] for row, rows in wanted])
-                    for _, x in of_each
+                    for x in of_each
                 ]
                 labels = [tokens[row][rows.start + 1 : rows.stop + 1] for row, rows in wanted]
                 found = measured(model, of_rows[0], torch.cat(labels), of_rows[1] if len(of_rows) > 1 else None)
                 held = bytes_held(plan, model.dtype.itemsize, np.arange(piece.begin + 1, piece.end + 1)).tolist()
                 parts = [
-                    Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin])
+                    Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin], until)
                     for row, rows in wanted
                 ]
                 begun = Pending(found, parts)
@@ -141,6 +145,16 @@ class Parallel:
                 waiting = begun
         if waiting:
             yield from waiting.steps()
+
+
+def _beside(
+    own: Iterator[tuple[Piece, Tensor]], beside: Iterator[tuple[Piece, Tensor]] | None = None, until: int = MOST
+) -> Iterator[tuple[Piece, *tuple[Tensor, ...]]]:
+    """Each piece, its states, and those of a reference, if any, up to the piece in which it has read ``until`` tokens."""
+    for piece, hidden in own:
+        if piece.begin >= until:
+            beside = None  # and its cache
+        yield (piece, hidden) if beside is None else (piece, hidden, next(beside)[1])
 
 
 def _in_order(
@@ -161,11 +175,13 @@ def _in_order(
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one stream among those of a piece: from which on, and what is held after each."""
+    """Rows of one stream among those of a piece: from which on, what is held after each, and up to which a reference
+    counts."""
 
     stream: int
     first: int
     kv_cache_bytes: list[int]
+    until: int = MOST
 
 
 class Pending:
@@ -188,8 +204,13 @@ class Pending:
         values = {name: iter(of_all.tolist()) for name, of_all in self.found.items()}
         for part in self.parts:
             count = len(part.kv_cache_bytes)
-            own = {name: list(islice(of_all, count)) for name, of_all in values.items()}
-            yield part.stream, Steps(part.first, own.pop("nll"), None, self.vram, part.kv_cache_bytes, own)
+            nll, *beside = (list(islice(of_all, count)) for of_all in values.values())
+            counts = max(0, min(count, part.until + 1 - part.first))
+            columns = {
+                name: column[:counts] + [None] * (count - counts)
+                for name, column in zip(list(values)[1:], beside, strict=True)
+            }
+            yield part.stream, Steps(part.first, nll, None, self.vram, part.kv_cache_bytes, columns)
 
 
 def many_a_step(
@@ -199,6 +220,7 @@ def many_a_step(
     start: int,
     trace: Trace | None,
     reference: Plan | None,
+    until: int | None,
     chunk: int | None,
 ) -> Iterator[Steps]:
     """As :meth:`Engine.run`, many tokens a forward, where the plan or the reference carries no cache."""
@@ -206,10 +228,11 @@ def many_a_step(
     if reference is not None and chunk is None:
         chunk = min(chunk_for(model, plan), chunk_for(model, reference))
     own = _of_one(model, plan, tokens[:-1], start, chunk, trace)
-    beside = None if reference is None else _of_one(model, reference, tokens[:-1], start, chunk)
+    end = len(tokens) - 1 if until is None else min(until, len(tokens) - 1)
+    beside = None if reference is None or start >= end else _of_one(model, reference, tokens[:end], start, chunk)
     with lasting(model, own.longest if beside is None else max(own.longest, beside.longest)), exact_angles(model):
         alone = ((*piece, None) for piece in behind(start, own.read))
-        both = None if beside is None else together(behind(start, own.read), behind(start, beside.read))
+        both = None if beside is None else together(behind(start, own.read), behind(start, beside.read), end)
         for first, hidden, other in alone if both is None else both:
             end = first + len(hidden)
             found = measured(model, hidden, tokens[first + 1 : end + 1], other)

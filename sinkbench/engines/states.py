@@ -32,15 +32,21 @@ def behind(start: int, read: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int
 
 
 def together(
-    one: Iterator[tuple[int, Tensor]], other: Iterator[tuple[int, Tensor]]
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Where each piece begins, and the states of both, cut where a piece of either ends; both begin at one token."""
+    one: Iterator[tuple[int, Tensor]], other: Iterator[tuple[int, Tensor]], until: int
+) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Where each piece begins, and the states of both, cut where a piece of either ends; both begin at one token.
+
+    From token ``until`` on, those of the first alone.
+    """
     theirs, done = None, 0  # of the piece of the other, so many states are paired
     for begin, ours in one:
         paired = 0
         while paired < len(ours):
+            if begin + paired >= until:
+                yield begin + paired, ours[paired:], None
+                break
             if theirs is None or done == len(theirs):
                 (_, theirs), done = next(other), 0
-            n = min(len(ours) - paired, len(theirs) - done)
+            n = min(len(ours) - paired, len(theirs) - done, until - begin - paired)
             yield begin + paired, ours[paired : paired + n], theirs[done : done + n]
             paired, done = paired + n, done + n

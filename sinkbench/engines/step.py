@@ -16,7 +16,7 @@ class Steps:
         latency: seconds of the step, device synchronised; ``None`` where no step a token happened.
         vram: GiB allocated over all visible CUDA devices; ``None`` without CUDA.
         kv_cache_bytes: keys and values that the strategy holds after each token.
-        columns: further measures by column (:mod:`sinkbench.results.columns`), a value a prediction.
+        columns: further measures by column (:mod:`sinkbench.results.columns`), a value a prediction, or ``None``.
     """
 
     first: int
@@ -24,7 +24,7 @@ class Steps:
     latency: float | None
     vram: float | None
     kv_cache_bytes: Sequence[int]
-    columns: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
 
 
 def vram_allocated() -> float | None:

@@ -26,10 +26,12 @@ class Stepwise:
 
     Attributes:
         reference: the plan to diverge from; ``None`` for none.
+        until: tokens of a stream that it reads; ``None`` for all. Behind them nothing is measured against it.
     """
 
     model: PreTrainedModel
     reference: Plan | None = None
+    until: int | None = None
 
     def refuses(self, plan: Plan) -> str | None:
         return None if plan.context is None else "no cache is carried: each token is read afresh"
@@ -37,22 +39,31 @@ class Stepwise:
     @torch.inference_mode()
     def run(self, plan: Plan, tokens: Tensor, start: int = 0, trace: Trace | None = None) -> Iterator[Steps]:
         """As :meth:`Engine.run`. The latency of a step spans the forward and the loss, from token to number."""
-        yield from one_a_step(self.model, plan, tokens, start, trace, self.reference)
+        yield from one_a_step(self.model, plan, tokens, start, trace, self.reference, self.until)
 
 
 def one_a_step(
-    model: PreTrainedModel, plan: Plan, tokens: Tensor, start: int, trace: Trace | None, reference: Plan | None
+    model: PreTrainedModel,
+    plan: Plan,
+    tokens: Tensor,
+    start: int,
+    trace: Trace | None,
+    reference: Plan | None,
+    until: int | None = None,
 ) -> Iterator[Steps]:
     """As :meth:`Engine.run`, a forward a token; a reference has another, which is no part of the latency."""
     own = Predictor(model, plan, tokens, start, trace)
-    beside = None if reference is None else Predictor(model, reference, tokens, start)
+    end = len(tokens) - 1 if until is None else until
+    beside = None if reference is None or start >= end else Predictor(model, reference, tokens[: end + 1], start)
     tokens = tokens.to(device_of(model))
-    alone = own.reading() if beside is None else nullcontext()  # two predictors take turns
+    turns = beside is not None  # two predictors take turns
     longest = own.longest if beside is None else max(own.longest, beside.longest)
-    with lasting(model, longest), exact_angles(model), alone:
+    with lasting(model, longest), exact_angles(model), nullcontext() if turns else own.reading():
         for t in range(start, len(tokens) - 1):
+            if t == end:
+                beside = None  # and its cache
             label = tokens[t + 1 : t + 2]
-            with own.reading() if beside is not None else nullcontext():
+            with own.reading() if turns else nullcontext():
                 synchronize()
                 begin = time.perf_counter()
                 logits = own.logits(t)

@@ -175,12 +175,13 @@ class _Work:
         plan, reference = self.chosen.plan(sizes), self.reference and self.reference.plan(sizes)
         note = _noting(record, self.result, self.note)
         how = config.engine, config.cuda_graphs, config.chunk_size
-        engine = choose_engine(model, plan, *how, note, self.stage, reference)
         if self.reference and reference:
             record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
-            beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
-            if beyond is not None:
-                note(beyond)
+        beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
+        until = None if beyond is None else record["model"]["context_length"]
+        engine = choose_engine(model, plan, *how, note, self.stage, reference, until)
+        if beyond is not None:
+            note(beyond)
         self.trace = begun_trace(config, plan, note)
         if self.all_there and not plan.by_score:
             return  # the trace follows from the plan
@@ -281,7 +282,7 @@ def _write(
         for index, step in chain([first], steps):
             tokens = streams[index]
             predicted = tokens[step.first : step.first + len(step.nll)].tolist()
-            more: dict[str, Sequence[float]] = dict(step.columns)
+            more: dict[str, Sequence[float | None]] = dict(step.columns)
             if "stream" in writer.columns:
                 more["stream"] = [index] * len(predicted)
             with undisturbed():

@@ -2,7 +2,8 @@
 
 A file is a flat table of options, words joined by ``-`` or ``_``. Those that :data:`AXES` names may be lists: the file
 then stands for all combinations. An entry of ``experiment`` may be a table, ``{ name = "random", seed = 3 }``, with
-parameters of the strategy, its ``positions`` and its ``kv_format``. A table ``[set]`` gives parameters to all
+parameters of the strategy, its ``positions``, its ``kv_format`` and its own windows; one of ``dataset_name``,
+``{ name = "stdlib", documents = true }``, with options about the dataset. A table ``[set]`` gives parameters to all
 strategies of the file that have them. A table ``[shape]``, or ``[shape."model"]`` for each of several, has the sizes of
 a model, so that its cost can be estimated without it (:mod:`sinkbench.sweeps.estimate`).
 """
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, create_model
 
-from sinkbench.config import ModelSource, Option, RunConfig, options_of
+from sinkbench.config import DATA, ModelSource, Option, RunConfig, options_of
 from sinkbench.errors import UserError
 from sinkbench.models.sizes import ModelSizes, read_sizes
 from sinkbench.strategies.naming import file_stem
@@ -43,7 +44,8 @@ def listed(config: type[BaseModel]) -> type[BaseModel]:
         if option.axis:
             kind, default = Axis[kind], [default]
         fields[name] = (kind, Field(default=default, strict=field_strict(field)))
-    fields["experiment"] = (Axis[Entry], Field(default=fields["experiment"][1].default))
+    for name in TABLES:
+        fields[name] = (Axis[Entry], Field(default=fields[name][1].default))
     return create_model("Listed" + config.__name__, __config__=config.model_config, **fields)
 
 
@@ -52,6 +54,11 @@ def field_strict(field: Any) -> bool | None:
     return next((x.strict for x in field.metadata if hasattr(x, "strict")), None)
 
 
+TABLES = {  # axes whose values may be tables, and an example
+    "experiment": '{ name = "random", seed = 3 }',
+    "dataset_name": '{ name = "stdlib", documents = true }',
+}
+OF_ENTRY = ("positions", "kv_format", "window_size")  # options that an entry of experiment may have for itself
 AXES = axes_of(RunConfig)
 Listed: Any = listed(RunConfig)
 
@@ -86,11 +93,8 @@ class Experiments:
         o = self.options
         groups = product(o.model_name_or_path, o.dtype, o.dataset_name)
         return [
-            kept.but(
-                model_name_or_path=model,
-                dtype=dtype,
-                dataset_name=dataset,
-                output_dir=self._folder(model, dataset, dtype),
+            _about_data(kept, dataset).but(
+                model_name_or_path=model, dtype=dtype, output_dir=self._folder(model, _name(dataset), dtype)
             )
             for model, dtype, dataset in groups
             for kept in self._kept
@@ -116,16 +120,16 @@ class Experiments:
     def _combinations(self) -> Iterator[RunConfig]:
         o = self.options
         alone = {name: getattr(o, name) for name in options_of(RunConfig) if name not in AXES}
-        for entry, positions, stored, window, sinks in product(
-            o.experiment, o.positions, o.kv_format, o.window_size, o.attention_sink_size
-        ):
+        for entry, positions, stored in product(o.experiment, o.positions, o.kv_format):
             asked = {"positions": positions, "kv_format": stored} | _entry(entry, o.set)
-            given = {"window_size": window, "attention_sink_size": sinks, **asked}
-            yield checked(RunConfig, {**alone, **given}, lambda key: f"{key}: " if key else "")
+            windows = _listed(asked.pop("window_size", o.window_size))
+            for window, sinks in product(windows, o.attention_sink_size):
+                yield _run({**alone, "window_size": window, "attention_sink_size": sinks, **asked})
 
     def _folder(self, model: str, dataset: str, dtype: str) -> Path:
         o = self.options
-        axes = ((model, o.model_name_or_path), (dataset, o.dataset_name), (dtype, o.dtype))
+        texts = [_name(entry, "dataset_name") for entry in o.dataset_name]
+        axes = ((model, o.model_name_or_path), (dataset, texts), (dtype, o.dtype))
         return Path(o.output_dir, *(slugs(values)[value] for value, values in axes if len(values) > 1))
 
     def _stem(self, config: RunConfig) -> str:
@@ -154,21 +158,46 @@ def _shown(config: RunConfig) -> str:
     return f"{config.experiment} with {shown(config.set)}" if config.set else config.experiment
 
 
-def _name(entry: str | dict[str, Any]) -> str:
-    """The strategy that an entry of ``experiment`` names."""
+def _run(options: dict[str, Any]) -> RunConfig:
+    return checked(RunConfig, options, lambda key: f"{key}: " if key else "")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _name(entry: str | dict[str, Any], axis: str = "experiment") -> str:
+    """What an entry of an axis names."""
     name = entry if isinstance(entry, str) else entry.get("name")
-    if not isinstance(name, str):
-        raise UserError(
-            f'experiment: a table must have a name, as {{ name = "random", seed = 3 }} (got {shown(entry)})'
-        )
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{axis}: a table must have a name, as {TABLES[axis]} (got {shown(entry)})")
     return name
+
+
+def _about_data(config: RunConfig, entry: str | dict[str, Any]) -> RunConfig:
+    """``config`` over the text that an entry of ``dataset_name`` says."""
+    own = _data(entry)
+    if len(own) == 1:
+        return config.but(**own)
+    return _run(config.model_dump() | own).but(objects=config.objects)
+
+
+def _data(entry: str | dict[str, Any]) -> dict[str, Any]:
+    """The options that an entry of ``dataset_name`` gives."""
+    name = _name(entry, "dataset_name")
+    table = {} if isinstance(entry, str) else {key: entry[key] for key in entry if key != "name"}
+    known = [option for option, said in options_of(RunConfig).items() if said.panel == DATA and not said.axis]
+    for key in table:
+        if key not in known:
+            raise UserError(f"dataset_name: {key!r} is no option about the dataset{nearest(key, known)}")
+    return {"dataset_name": name, **table}
 
 
 def _entry(entry: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
     """The options that an entry of ``experiment`` gives; ``common`` are the parameters that all may have."""
     name = _name(entry)
     table = {} if isinstance(entry, str) else {key: value for key, value in entry.items() if key != "name"}
-    own: dict[str, Any] = {key: table.pop(key) for key in ("positions", "kv_format") if key in table}
+    own: dict[str, Any] = {key: table.pop(key) for key in OF_ENTRY if key in table}
     known = find(name).kind.model_fields
     return {"experiment": name, "set": {k: v for k, v in common.items() if k in known} | table, **own}
 
@@ -198,6 +227,7 @@ def experiments(path: Path, table: dict[str, Any]) -> Experiments:
     options = _checked(path, table)
     with about(path):
         _check_settings(options.set, options.experiment)
+        _check_texts(options.dataset_name)
         found = Experiments(path, options, _shapes(path, shapes, options.model_name_or_path))
         found.cells()
     return found
@@ -209,6 +239,14 @@ def _check_settings(common: dict[str, Any], entries: Sequence[str | dict[str, An
     for name in common:
         if name not in known:
             raise UserError(f"set.{name}: is no parameter of any strategy of this file")
+
+
+def _check_texts(entries: Sequence[str | dict[str, Any]]) -> None:
+    """Refuse two entries of one text, which would have one folder."""
+    names = [_name(entry, "dataset_name") for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"dataset_name: {twice} stands in several entries, whose results would lie in one folder")
 
 
 def read_options(path: Path, given: dict[str, Any]) -> dict[str, Any]:
@@ -226,6 +264,10 @@ def read_options(path: Path, given: dict[str, Any]) -> dict[str, Any]:
         picked = _picked(options.experiment, given)
         _check_settings(options.set, [*options.experiment, picked])
         found = _entry(picked, options.set)
+        if "window_size" in found and "window_size" not in given:
+            found["window_size"] = _only("window_size", _listed(found["window_size"]))
+        if "dataset_name" not in given and "dataset_name" in options.model_fields_set:
+            found |= _data(_only("dataset_name", options.dataset_name))
         for name, value in options.model_dump(exclude_unset=True).items():
             if name not in found and name not in given:
                 found[name] = _only(name, value) if name in AXES else value

@@ -1,6 +1,7 @@
 """The divergence from a reference is that of the full distributions, by every engine; of itself there is none."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -197,18 +198,40 @@ def test_steps_are_not_captured_and_a_line_says_so(monkeypatch):
     assert len(said) == 1
 
 
-@given(st.lists(st.integers(1, 9), min_size=1), st.integers(0, 30), st.integers(1, 40))
-def test_pieces_of_two_are_cut_where_either_ends(lengths, start, size):
+@given(st.lists(st.integers(1, 9), min_size=1), st.integers(0, 30), st.integers(1, 40), st.integers(0, 99))
+def test_pieces_of_two_are_cut_where_either_ends_and_where_the_second_is_none(lengths, start, size, until):
     total = sum(lengths)
     start = min(start, total - 1)
     states = torch.arange(total, dtype=torch.float32)[:, None]
     ends = [sum(lengths[: i + 1]) for i in range(len(lengths))]
     one = ((end - n, states[end - n : end]) for n, end in zip(lengths, ends, strict=True))
     other = ((begin, states[begin : begin + size]) for begin in range(0, total, size))
-    read = list(together(behind(start, one), behind(start, other)))
+    read = list(together(behind(start, one), behind(start, other), until))
     assert [begin for begin, _, _ in read] == [int(ours[0]) for _, ours, _ in read]
-    assert all(torch.equal(ours, theirs) for _, ours, theirs in read)
+    assert all((theirs is None) == (begin >= until) for begin, _, theirs in read)
+    assert all(begin + len(ours) <= until for begin, ours, theirs in read if theirs is not None)
+    assert all(torch.equal(ours, theirs) for _, ours, theirs in read if theirs is not None)
     assert torch.equal(torch.cat([ours for _, ours, _ in read]), states[start:])
+
+
+@pytest.mark.parametrize("until", [1, 13, 16, 38])
+@pytest.mark.parametrize("start", [0, 14])
+@pytest.mark.parametrize("strategy", ["attention_sinks", "recompute"])
+@pytest.mark.parametrize("reference", ["transformers", "recompute"])
+@engines
+def test_behind_the_tokens_that_a_reference_reads_nothing_is_measured_against_it(
+    engine, strategy, reference, start, until
+):
+    model, stream = shared("llama"), tiny.tokens(40)
+    plan, beside = tiny.plan(model, strategy, 12), tiny.plan(model, reference, 9)
+    wanted = measured(engine, model, plan, beside, stream)
+    steps = list(choose_engine(model, plan, engine, chunk=8, reference=beside, until=until).run(plan, stream, start))
+    assert [nll for step in steps for nll in step.nll] == pytest.approx(wanted["nll"][start:].tolist(), abs=1e-5)
+    for name in ("kl", "same_top", "reference_nll"):
+        found = [value for step in steps for value in step.columns.get(name, [None] * len(step.nll))]
+        counted = max(0, until - start)
+        assert found[:counted] == pytest.approx(wanted[name][start:until].tolist(), abs=1e-5)
+        assert found[counted:] == [None] * (39 - start - counted)
 
 
 LABELS = torch.tensor([1])
@@ -251,7 +274,7 @@ def test_half_precision_is_measured_in_float32(engine):
 
 @pytest.mark.parametrize("reference", ["transformers", "windowed", "recompute"])
 def test_streams_side_by_side_diverge_each_as_alone(reference):
-    model = shared("llama")
+    model = tiny.build("llama").double()  # as engines round differently
     plan, beside = tiny.plan(model, "attention_sinks", 12), tiny.plan(model, reference, 9)
     streams = [tiny.tokens(n, seed) for seed, n in enumerate((40, 2, 55, 40, 31))]
     engine = Parallel(model, chunk=16, side_by_side=3, reference=beside)
@@ -259,6 +282,12 @@ def test_streams_side_by_side_diverge_each_as_alone(reference):
     for index, steps in run_many(engine, plan, streams, first=1):
         found.setdefault(index, []).extend(steps.columns["kl"])
     assert list(found) == [1, 2, 3, 4]
+    wanted = {index: measured("stepwise", model, plan, beside, streams[index])["kl"].tolist() for index in found}
     for index, values in found.items():
-        wanted = measured("stepwise", model, plan, beside, streams[index])["kl"]
-        assert values == pytest.approx(wanted.tolist(), abs=1e-5)
+        assert values == pytest.approx(wanted[index], abs=1e-8)
+    cut = {index: [] for index in found}
+    for index, steps in run_many(replace(engine, until=20), plan, streams, first=1):
+        cut[index].extend(steps.columns.get("kl", [None] * len(steps.nll)))
+    for index, values in cut.items():
+        assert values[:20] == pytest.approx(wanted[index][:20], abs=1e-8)
+        assert values[20:] == [None] * (len(wanted[index]) - len(wanted[index][:20]))

@@ -17,7 +17,12 @@ from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps.experiment import AXES, Experiments, Listed, read_experiments, read_options, slugs
 
 ROOT = Path(__file__).parents[2]
-MADE = {"smollm2_135m_cpu", "smollm2_135m_eviction"}  # files of which results are in the repository
+MADE = {
+    "benchmark",
+    "benchmark_cpu",
+    "smollm2_135m_cpu",
+    "smollm2_135m_eviction",
+}  # files of which results are in the repository
 FURTHER = {"smollm2_135m_h200"}  # neither that, nor the seed's settings for another model
 EVERY = sorted((ROOT / "experiments").glob("*.toml"))
 SHIPPED = [path for path in EVERY if path.stem not in MADE | FURTHER]
@@ -88,6 +93,14 @@ def test_words_may_be_joined_by_hyphens(reading) -> None:
         ('experiment = { name = "h2o", recent = -3 }', "set.recent: must be an integer of at least 0 (got -3)"),
         ('experiment = { name = "h2o", positions = "up" }', 'positions: must be one of cache, text (got "up")'),
         ('experiment = { name = "h2o", sinks = 3 }\nattention_sink_size = 2', "exclude each other"),
+        ('experiment = { name = "h2o", window_size = 0 }', "window_size: must be an integer of at least 1 (got 0)"),
+        ('dataset_name = { nam = "kjv" }', 'dataset_name: a table must have a name, as { name = "stdlib", documents'),
+        (
+            'dataset_name = { name = "kjv", window_size = 3 }',
+            "dataset_name: 'window_size' is no option about the dataset; there are context_length, data_column,",
+        ),
+        ('dataset_name = { name = "kjv", num_tokens = 0 }', "num_tokens: must be an integer of at least 1 (got 0)"),
+        ('dataset_name = ["kjv", { name = "kjv", num_tokens = 3 }]', "dataset_name: kjv stands in several entries"),
         ("set = 3", "set: must be a table (got 3)"),
         ("[set]\nrecent = 3", "set.recent: is no parameter of any strategy of this file"),
         ('kv_format = "q9"', 'kv_format "q9" is not known; there are model, q8_0'),
@@ -225,6 +238,25 @@ def test_runs_of_one_model_stay_together_and_lie_in_a_folder_for_each_combinatio
     ]
 
 
+def test_an_entry_says_which_windows_are_its_own(reading) -> None:
+    cells = reading(
+        'experiment = ["windowed", { name = "recompute", window_size = [8, 9] }]\nwindow_size = [8, 16]'
+    ).cells()
+    assert names(cells) == [
+        *("windowed-window_8.csv", "windowed-window_16.csv"),
+        *("recompute-window_8.csv", "recompute-window_9.csv"),
+    ]
+
+
+def test_an_entry_about_a_text_has_options_of_its_own(reading) -> None:
+    texts = 'dataset_name = ["kjv", { name = "stdlib", documents = true, num-samples = 3, num_tokens = 9 }]\n'
+    stream, documents = reading(texts + 'num_tokens = 50\nexperiment = "windowed"\n').cells()
+    assert names([stream, documents]) == ["kjv/windowed.csv", "stdlib/windowed.csv"]
+    assert (stream.documents, stream.num_samples, stream.num_tokens) == (False, None, 50)
+    assert (documents.documents, documents.num_samples, documents.num_tokens) == (True, 3, 9)
+    assert documents.dataset_name == "stdlib"
+
+
 def test_no_two_runs_share_a_file(reading) -> None:
     cells = reading(
         ALL + 'window_size = [64, 128]\nattention_sink_size = [0, 4]\ndtype = ["float32", "bfloat16"]\n'
@@ -287,6 +319,18 @@ def test_the_line_picks_a_strategy_and_has_what_the_file_sets_for_it(written) ->
         option_of(config, experiment="windowed")
     with pytest.raises(UserError, match="several settings of h2o"):
         option_of(written('experiment = ["h2o", { name = "h2o", sinks = 4 }]\n'), experiment="h2o")
+
+
+def test_a_run_takes_the_options_that_the_file_has_for_its_text_and_strategy(written) -> None:
+    config = written(
+        'dataset_name = { name = "stdlib", num_tokens = 9, documents = true }\n'
+        'experiment = ["windowed", { name = "recompute", window_size = 5 }]\nnum_tokens = 50\n'
+    )
+    found = option_of(config, experiment="recompute")
+    assert (found.dataset_name, found.num_tokens, found.documents, found.window_size) == ("stdlib", 9, True, 5)
+    assert option_of(config, experiment="recompute", window_size=6, num_tokens=8).num_tokens == 8
+    elsewhere = option_of(config, experiment="windowed", dataset_name="kjv")
+    assert (elsewhere.dataset_name, elsewhere.num_tokens, elsewhere.documents) == ("kjv", 50, False)
 
 
 def test_what_a_file_gives_is_named_where_it_is_wrong_for_the_line(here, written) -> None:
