@@ -57,9 +57,17 @@ SHAPES = {
         },
     ),
     "olmo-2-7b": ("olmo2", {**SEVEN, "intermediate_size": 11008, "vocab_size": 100352}),
+    "gpt-oss-20b": (
+        "gpt_oss",
+        {
+            **{"hidden_size": 2880, "intermediate_size": 2880, "num_hidden_layers": 24, "num_attention_heads": 64},
+            **{"num_key_value_heads": 8, "head_dim": 64, "vocab_size": 201088, "sliding_window": 128},
+            **{"num_local_experts": 32, "num_experts_per_tok": 4},
+        },
+    ),
     "stablelm-3b": ("stablelm", {**SEVEN, "hidden_size": 2560, "intermediate_size": 6912, "vocab_size": 50304}),
 }
-EAGER = {"gemma2"}  # whose caps only this implementation computes
+EAGER = {"gemma2", "gpt_oss"}  # whose caps and sinks only this implementation computes
 
 
 def build(kind: str, sizes: dict) -> PreTrainedModel:

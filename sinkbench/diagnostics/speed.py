@@ -17,7 +17,7 @@ from transformers.cache_utils import DynamicLayer
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.step import Steps, synchronize
-from sinkbench.models.sizes import layer_sizes
+from sinkbench.models.sizes import active_parameters, layer_sizes
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
@@ -310,16 +310,16 @@ def _seconds(work: Callable[[], object]) -> list[float]:
 
 
 def _matrices(model: PreTrainedModel) -> int:
-    """Weights that every token meets: all but the embedding table, which is only looked up."""
+    """Weights that a token meets: all but the embedding table, which is only looked up, and experts of others."""
     table = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    total = sum(p.numel() for p in model.parameters())
-    return total if head is table else total - table.numel()
+    total = active_parameters(model, model.config.get_text_config(decoder=True))
+    return total if model.get_output_embeddings().weight is table else total - table.numel()
 
 
 def bytes_a_token(model: PreTrainedModel, held: int) -> int:
-    """Bytes of the weights, and of the keys and values of ``held`` tokens."""
-    cache = sum(2 * layer.kv_heads * layer.head_dim * held for layer in layer_sizes(model.config))
+    """Bytes of the weights, and of the keys and values of ``held`` tokens, of which a sliding layer sees its window."""
+    sizes = layer_sizes(model.config)
+    cache = sum(2 * layer.kv_heads * layer.head_dim * min(held, layer.window or held) for layer in sizes)
     return (_matrices(model) + cache) * model.dtype.itemsize
 
 

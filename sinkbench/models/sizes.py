@@ -101,7 +101,7 @@ def sizes_of(model: "PreTrainedModel") -> ModelSizes:
     sliding = types.count("sliding_attention")
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     parameters = sum(p.numel() for p in model.parameters())
-    active = _active_parameters(model, config)
+    active = active_parameters(model, config)
     return ModelSizes(
         parameters=parameters,
         layers=config.num_hidden_layers,
@@ -170,8 +170,11 @@ def copies_of(config: Any) -> int:
     return config.num_attention_heads // config.num_kv_heads if grouped else 1
 
 
-def _active_parameters(model: "PreTrainedModel", config: Any) -> int:
-    """Of several experts a token meets those it is sent to; of a model that also sees, the part that reads."""
+def active_parameters(model: "PreTrainedModel", config: Any) -> int:
+    """Weights that one token meets, the embedding table among them.
+
+    Of several experts those it is sent to; of a model that also sees, the part that reads.
+    """
     decoder = model.get_decoder()
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     total = sum(p.numel() for p in decoder.parameters())

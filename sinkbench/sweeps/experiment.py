@@ -59,6 +59,7 @@ TABLES = {  # axes whose values may be tables, and an example
     "dataset_name": '{ name = "stdlib", documents = true }',
 }
 OF_ENTRY = ("positions", "kv_format", "window_size")  # options that an entry of experiment may have for itself
+OF_TEXT = ("trace",)  # and those that one of dataset_name may have, beside options about the dataset
 AXES = axes_of(RunConfig)
 Listed: Any = listed(RunConfig)
 
@@ -187,6 +188,7 @@ def _data(entry: str | dict[str, Any]) -> dict[str, Any]:
     name = _name(entry, "dataset_name")
     table = {} if isinstance(entry, str) else {key: entry[key] for key in entry if key != "name"}
     known = [option for option, said in options_of(RunConfig).items() if said.panel == DATA and not said.axis]
+    known += OF_TEXT
     for key in table:
         if key not in known:
             raise UserError(f"dataset_name: {key!r} is no option about the dataset{nearest(key, known)}")

@@ -88,3 +88,17 @@ def test_the_command_writes_the_same_table_as_markdown_and_json(here, tmp_path):
 def test_the_floor_counts_the_cache_of_a_multi_query_model_once():
     model = tiny.ROTARY["falcon"]()
     assert speed.bytes_a_token(model, 10) - speed.bytes_a_token(model, 0) == 10 * 4 * 2 * 2 * 16  # one head a layer
+
+
+def test_the_floor_counts_the_experts_that_a_token_is_sent_to_and_the_window_of_a_sliding_layer():
+    model = tiny.STREAMABLE["gpt_oss"]()
+    count, chosen = model.config.num_local_experts, model.config.num_experts_per_tok
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    others = sum(p.numel() for p in model.parameters()) - experts - model.get_input_embeddings().weight.numel()
+    assert count > chosen
+    assert speed.bytes_a_token(model, 0) == 4 * (others + experts * chosen // count)
+    window = model.config.sliding_window
+    more = speed.bytes_a_token(model, window + 10) - speed.bytes_a_token(model, window)
+    full = sum(kind == "full_attention" for kind in model.config.layer_types)
+    assert 0 < full < len(model.config.layer_types)
+    assert more == 10 * 4 * 2 * full * model.config.num_key_value_heads * model.config.head_dim
