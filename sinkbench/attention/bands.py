@@ -37,6 +37,12 @@ def band(
     if kernel is not None and kernel.takes(query, value):
         return kernel.attend(query, key, value, first, begin, plan, scores)
     seeing, end = max(first, begin if begin <= policy.sinks else first), first + n
+    if flash and key.shape[2] and (policy.window is None or policy.block == 1):
+        skipped = max(0, policy.oldest(first) - begin)
+        out, log_sum = _flash_band(query, key[:, :, skipped:], value[:, :, skipped:], policy.recent, scores.scale)
+        if seeing > first:
+            out[:, :, : seeing - first], log_sum[:, :, : seeing - first] = 0.0, -math.inf
+        return out, log_sum
     fused = scores.plain and query.device.type == "cpu" and value.shape[-1] == query.shape[-1]
 
     def part(a: int, b: int) -> tuple[Tensor, Tensor]:
@@ -44,7 +50,7 @@ def band(
         rows, keys = slice(a - first, b - first), slice(low - begin, b - begin)
         some = query[:, :, rows], key[:, :, keys], value[:, :, keys]
         if flash:
-            return _flash_band(*some, policy.recent if policy.block == 1 else None, scores.scale)
+            return _flash_band(*some, None, scores.scale)
         mask = _mask(policy, a, b, low, query.dtype, query.device)
         if fused:
             return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*some, attn_mask=mask, scale=scores.scale)
@@ -65,9 +71,7 @@ def _stretches(policy: Policy, a: int, end: int, flash: bool) -> Iterator[tuple[
     """Queries ``a .. end`` in stretches that share a slice of the band."""
     while a < end:
         b = min(a + QUERY_BLOCK, end)
-        if flash and (policy.window is None or policy.block == 1):
-            b = end  # it skips what the band excludes by itself
-        elif flash and policy.window is not None:  # it knows no other band: stretches that all see the same oldest key
+        if flash and policy.window is not None:  # it knows no other band: stretches that all see the same oldest key
             over = max(0, a - policy.window)
             b = min(end, policy.window + -(-over // policy.block) * policy.block + 1)
         yield a, b
@@ -82,7 +86,7 @@ def _flash_takes(query: Tensor, value: Tensor) -> bool:
 def _flash_band(query: Tensor, key: Tensor, value: Tensor, recent: int | None, scale: float) -> tuple[Tensor, Tensor]:
     """The band by FlashAttention 2 as torch carries it, which skips what the band excludes.
 
-    Its mask is aligned to the last query and the last key, as ours is.
+    Its mask is aligned to the last query and the last key, as ours is. Of queries before the first key it says nothing.
     """
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     left = -1 if recent is None else recent

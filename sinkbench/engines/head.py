@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from sinkbench.attention.kernels import compilable
 from sinkbench.calls import standing_in
 from sinkbench.engines.divergence import Measured, divergence
 from sinkbench.errors import UserError
@@ -60,7 +61,11 @@ def _logits(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
 
 def loss(logits: Tensor, labels: Tensor) -> Tensor:
     """-ln p of ``labels``, shape ``(n,)``, under ``logits``, shape ``(n, vocabulary)``, in float32 or wider."""
-    return cross_entropy(logits.to(wide(logits.dtype)), labels.to(logits.device), reduction="none")
+    labels = labels.to(logits.device)
+    kernel = compilable("sinkbench.engines.nll") if logits.is_cuda and logits.dtype != torch.float64 else None
+    if kernel is not None and not logits.requires_grad:
+        return kernel.nll(logits, labels)
+    return cross_entropy(logits.to(wide(logits.dtype)), labels, reduction="none")
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """What the rings and the turns compute, on any device; the CUDA kernels against plain torch."""
 
+import os
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from sinkbench.strategies import LayerPlan, LayerSizes, Policy
 from sinkbench.strategies.formats import Format
 
 cuda = pytest.mark.cuda
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def apart(ours, wanted):
@@ -74,15 +77,20 @@ def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, ca
     assert torch.equal(ours.values, plain.values)
 
 
-@cuda
+@pytest.mark.skipif(not (INTERPRETED or torch.cuda.is_available()), reason="needs CUDA, or TRITON_INTERPRET=1")
+@pytest.mark.parametrize("pairing", ["half", "interleaved"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "pairs"), [(6, 2, 64, 24), (11, 11, 80, 10), (16, 16, 128, 64), (9, 3, 48, 24)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fold_kernel_computes_what_plain_torch_does(dtype):
+def test_the_fold_kernel_computes_what_plain_torch_does(dtype, heads, kv_heads, dim, pairs, pairing):
     torch.manual_seed(0)
-    half = Rope(rope(24, "half").inv_freq.cuda())
-    query, out = torch.randn(2, 1, 6, 77, 64, dtype=dtype, device="cuda")
-    keys, values = torch.randn(2, 1, 2, 4, 64, dtype=dtype, device="cuda")
-    log_sum = torch.randn(1, 6, 77, device="cuda")
-    turn = Rotation.still(half, 64, query.device).by(half, -torch.arange(77, device="cuda"))
+    device = "cpu" if INTERPRETED else "cuda"
+    turning = Rope(rope(pairs, pairing).inv_freq.to(device), pairing)
+    query, out = torch.randn(2, 2, 37, heads, dim, dtype=dtype, device=device).transpose(2, 3)
+    keys, values = torch.randn(2, 2, kv_heads, 4, dim, dtype=dtype, device=device)
+    log_sum = torch.randn(2, heads, 37, device=device)
+    turn = Rotation.still(turning, dim, query.device).by(turning, -3 * torch.arange(37, device=device))
     part = softmax(Scores(0.125).of(turn(query.float()), keys.float()), values.float())
     wanted, _ = fold(out.float(), log_sum, *part)
     fold_sinks(query, out, log_sum, keys, values, turn, 0.125)

@@ -188,3 +188,29 @@ def test_activations_are_known_by_what_they_compute(single):
         for activation in [single["parts"].activation_of(module, torch.device("cpu"))]
     }
     assert known == {"silu", "gelu_tanh", "gelu"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("rows", "vocabulary"), [(1, 70_001), (1, 49), (300, 3000), (7, 5000)])
+def test_the_nll_is_that_of_torch(dtype, rows, vocabulary):
+    pytest.importorskip("triton")
+    from sinkbench.engines.nll import nll
+
+    torch.manual_seed(0)
+    logits, labels = (5 * some(rows, vocabulary)).to(dtype), torch.randint(0, vocabulary, (rows,), device=DEVICE)
+    wanted = F.cross_entropy(logits.double(), labels, reduction="none")
+    assert (nll(logits, labels) - wanted).abs().max() < 1e-5
+    apart_in_memory = torch.stack([logits, logits], dim=1)[:, 0]
+    assert torch.equal(nll(apart_in_memory, labels), nll(logits, labels))
+
+
+def test_the_nll_of_logits_that_are_no_numbers_is_none_and_of_what_is_excluded_infinite():
+    pytest.importorskip("triton")
+    from sinkbench.engines.nll import nll
+
+    logits = some(4, 100)
+    logits[0, 5:], logits[1, 3], logits[2, 7], logits[3] = -torch.inf, torch.nan, torch.inf, -torch.inf
+    labels = torch.tensor([2, 7, 8, 1], device=DEVICE)
+    wanted = F.cross_entropy(logits, labels, reduction="none")
+    assert torch.allclose(nll(logits, labels), wanted, equal_nan=True)
+    assert nll(logits[:1], torch.tensor([50], device=DEVICE)).item() == torch.inf

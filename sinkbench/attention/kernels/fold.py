@@ -10,7 +10,7 @@ try:
 except ImportError:  # the CPU build of torch comes without
     triton = None
 
-ROWS = 32  # queries of one program
+ROWS, HEADS = 16, 8  # queries of one program, and heads, which share the angles
 
 
 if triton is not None:
@@ -21,10 +21,10 @@ if triton is not None:
         out,
         log_sum,
         keys,
+        across,
         values,
         cos,
         sin,
-        partner,
         scale,
         n,
         sinks,
@@ -39,34 +39,39 @@ if triton is not None:
         DIM: tl.constexpr,
         WIDTH: tl.constexpr,
         ROWS: tl.constexpr,
+        HEADS: tl.constexpr,
     ):
-        head = tl.program_id(1)  # of all streams
-        stream, own = head.to(tl.int64) // heads, head.to(tl.int64) % heads
+        stream = tl.program_id(2).to(tl.int64)
         rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         d = tl.arange(0, WIDTH)
         there = (rows < n)[:, None] & (d < DIM)[None, :]
-        across = tl.load(partner + d, mask=d < DIM, other=0)
-        base = query + stream * query_stream + own * query_head + rows.to(tl.int64)[:, None] * query_row
-        q = tl.load(base + d[None, :], mask=there, other=0.0).to(tl.float32)
-        other = tl.load(base + across[None, :], mask=there, other=0.0).to(tl.float32)
         angle = rows.to(tl.int64)[:, None] * DIM + d[None, :]
-        q = q * tl.load(cos + angle, mask=there, other=1.0) + other * tl.load(sin + angle, mask=there, other=0.0)
-        place = out + stream * out_stream + own * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
-        top = tl.load(log_sum + head * n + rows, mask=rows < n, other=0.0)
-        weight = tl.full((ROWS,), 1.0, tl.float32)
-        total = tl.load(place, mask=there, other=0.0).to(tl.float32)
-        for j in range(sinks):
-            at = ((head // GROUP) * sinks + j) * DIM + d
-            k = tl.load(keys + at, mask=d < DIM, other=0.0).to(tl.float32)
-            v = tl.load(values + at, mask=d < DIM, other=0.0).to(tl.float32)
-            score = tl.sum(q * k[None, :], axis=1) * scale
-            new_top = tl.maximum(top, score)
-            shrink = tl.exp(top - new_top)
-            share = tl.exp(score - new_top)
-            weight = weight * shrink + share
-            total = total * shrink[:, None] + share[:, None] * v[None, :]
-            top = new_top
-        tl.store(place, (total / weight[:, None]).to(out.dtype.element_ty), mask=there)
+        c = tl.load(cos + angle, mask=there, other=1.0)
+        s = tl.load(sin + angle, mask=there, other=0.0)
+        first = tl.program_id(1) * HEADS
+        for own in range(first, tl.minimum(first + HEADS, heads)):
+            asked = query + stream * query_stream + own * query_head + rows.to(tl.int64)[:, None] * query_row
+            q = tl.load(asked + d[None, :], mask=there, other=0.0).to(tl.float32)
+            place = out + stream * out_stream + own * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
+            head = stream * heads + own
+            top = tl.load(log_sum + head * n + rows, mask=rows < n, other=0.0)
+            weight = tl.full((ROWS,), 1.0, tl.float32)
+            total = tl.load(place, mask=there, other=0.0).to(tl.float32)
+            for j in range(sinks):
+                # once for every row, so that threads have what they need where they need it
+                at = (head // GROUP * sinks + j) * DIM + d[None, :] + tl.zeros((ROWS, 1), tl.int32)
+                k = tl.load(keys + at, mask=there, other=0.0).to(tl.float32)
+                k_across = tl.load(across + at, mask=there, other=0.0).to(tl.float32)
+                v = tl.load(values + at, mask=there, other=0.0).to(tl.float32)
+                # to turn a query is to turn the key back: partners have sines of opposite sign
+                score = tl.sum(q * (c * k - s * k_across), axis=1) * scale
+                new_top = tl.maximum(top, score)
+                shrink = tl.exp(top - new_top)
+                share = tl.exp(score - new_top)
+                weight = weight * shrink + share
+                total = total * shrink[:, None] + share[:, None] * v
+                top = new_top
+            tl.store(place, (total / weight[:, None]).to(out.dtype.element_ty), mask=there)
 
 
 def fold_sinks(
@@ -82,15 +87,15 @@ def fold_sinks(
         turn: cosines and sines ``(n, D)``.
     """
     batch, heads, n, dim = query.shape
-    _fold_sinks[(triton.cdiv(n, ROWS), batch * heads)](
+    _fold_sinks[(triton.cdiv(n, ROWS), triton.cdiv(heads, HEADS), batch)](
         query,
         out,
         log_sum.contiguous(),
         keys.contiguous(),
+        keys[..., turn.partner],
         values.contiguous(),
         turn.cos,
         turn.sin,
-        turn.partner,
         scale,
         n,
         keys.shape[2],
@@ -105,5 +110,6 @@ def fold_sinks(
         DIM=dim,
         WIDTH=triton.next_power_of_2(dim),
         ROWS=ROWS,
+        HEADS=HEADS,
         num_warps=4,
     )
