@@ -1,7 +1,9 @@
 """The page of the benchmark: its tables and figures, and every 128th row of its results.
 
     sinkbench sweep experiments/benchmark.toml --output-dir FULL
-    python results/benchmark/page.py FULL
+    sinkbench speed --window-size 256 --steps 100 --num-tokens 8192 --dense-tokens 0 --dtype float32 --output STEPS.md \\
+        --strategies windowed attention_sinks context_shift pyramid h2o tova knorm keydiff random
+    python results/benchmark/page.py FULL STEPS.json
 
 writes ``README.md`` anew between the marks that stand in it, ``ranking.md``, the figures, and the thinned rows and records
 beside itself. Intervals are 95 %, by a block bootstrap of the stream and by drawing documents (``sinkbench compare``).
@@ -173,7 +175,7 @@ def recall(runs: Mapping[str, Run], budget: int = 512) -> str:
 
 
 def costs(runs: Mapping[str, Run], steps: Mapping[str, float], budget: int = 1024) -> str:
-    """What each strategy costs at one budget: bytes held, microseconds a token in parallel, a step by itself."""
+    """What each strategy costs at one budget: bytes held, microseconds a token in parallel; milliseconds of a step."""
     series, lines = series_of(runs), []
     for name, run in runs.items():
         if window_of(run) not in (budget, None):
@@ -182,13 +184,13 @@ def costs(runs: Mapping[str, Run], steps: Mapping[str, float], budget: int = 102
         if window_of(run) is None:
             within = run.frame["kv_cache_bytes"][run.frame["input_length"] <= TRAINED]
             held = float(within.max())
-        step = steps.get(name.split("-window")[0])
+        step = steps.get(name.split("-")[0]) if "-sinks" not in name else None
         lines.append(
             [
                 f"`{series[name]}`",
                 f"{held / 2**20:.1f}",
                 f"{1e6 * took / len(run.frame):.0f}",
-                "" if step is None else f"{1e3 * step:.2f}",
+                "" if step is None else f"{step:.2f}",
             ]
         )
     return table(["", "MiB held", "µs a token, one stream in parallel", "ms a step"], lines)
@@ -251,8 +253,8 @@ def main(full: Path, steps: Path | None = None) -> None:
     """Everything."""
     runs = {corpus: dict(sinkbench.read(full / corpus)) for corpus in CORPORA}
     rows = {corpus: rows_of(of) for corpus, of in runs.items()}
-    known = json.loads(steps.read_text()) if steps else {}
-    seconds = {row["run"]: row["seconds"] for row in known.get("steps", [])}
+    costs_of = json.loads(steps.read_text())["costs"] if steps else []
+    seconds = {cost["what"].removeprefix("stepwise, "): float(np.median(cost["timings"])) for cost in costs_of}
     text: dict[str, str] = {f"summary {corpus}": summary(of) for corpus, of in rows.items()}
     text |= {"formats": formats(rows), "stream": stream(runs["kjv"]), "recall": recall(runs["kjv"])}
     text |= {"costs": costs(runs["kjv"], seconds)}

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sinkbench.config import DTYPES
 from sinkbench.errors import UserError
+from sinkbench.positions.families import experts_in
 from sinkbench.strategies import LayerSizes
 from sinkbench.validation import Count, Whole, one_of
 
@@ -179,7 +180,7 @@ def active_parameters(model: "PreTrainedModel", config: Any) -> int:
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     total = sum(p.numel() for p in decoder.parameters())
     total += 0 if head is None or head.weight is table.weight else sum(p.numel() for p in head.parameters())
-    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    count = experts_in(config)
     chosen = getattr(config, "num_experts_per_tok", None)
     if not count or not chosen:
         return total

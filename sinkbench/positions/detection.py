@@ -100,7 +100,7 @@ def check_reach(model: PreTrainedModel, length: int) -> None:
 
 def _keys_and_values(model: PreTrainedModel, step: int) -> dict[int, tuple[Tensor, Tensor]]:
     """What each layer that keeps any has of one token at positions 0 and ``step``, each ``(2, heads, 1, dim)``."""
-    cache = DynamicCache(config=model.config)
+    cache = _Unscored(config=model.config)
     embeddings = model.get_input_embeddings().weight[:1024]
     device = device_of(model)
     offloaded, some = embeddings.is_meta, torch.tensor(len(embeddings) // 2)
@@ -111,6 +111,18 @@ def _keys_and_values(model: PreTrainedModel, step: int) -> dict[int, tuple[Tenso
         bare(model)(token, position_ids=positions, past_key_values=cache, use_cache=True)
     read = {i: (getattr(layer, "keys", None), getattr(layer, "values", None)) for i, layer in enumerate(cache.layers)}
     return {i: (keys, values) for i, (keys, values) in read.items() if keys is not None and values is not None}
+
+
+class _Unscored(DynamicCache):
+    """Keeps keys, and answers with zeros in their place.
+
+    A token that attends to itself alone does so whatever its score, but where a learned sink shares the softmax. There
+    the rounding of a turned key would reach the hidden states, and might send the token to other experts from there on.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return torch.zeros_like(keys), values
 
 
 @dataclass(frozen=True)

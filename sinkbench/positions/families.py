@@ -169,3 +169,9 @@ def _lasting(model: PreTrainedModel, length: int, lengthen: Callable[[PreTrained
             else:
                 del _LENGTHENED[model]
                 undo[0]()
+
+
+def experts_in(config: Any) -> int:
+    """How many experts a layer of such a model chooses from; 0 where there is nothing to choose."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    return next((count for name in names if (count := getattr(config, name, None))), 0)

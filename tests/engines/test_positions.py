@@ -13,6 +13,7 @@ from tiny import shared
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.stepwise import Stepwise
+from sinkbench.positions.detection import read_positions
 
 WINDOW, SINKS, LENGTH, TOLERANCE = 16, 4, 44, 2e-4
 STATEFUL = {"qwen3_next"}  # token by token only
@@ -166,3 +167,14 @@ def test_the_layers_of_a_pyramid_hold_their_budgets():
     held = [steps.kv_cache_bytes[0] for steps in engine.run(plan, tiny.tokens(60))]
     a_token = 2 * 2 * 16 * 4  # a key and a value, heads, width, float32
     assert held == [a_token * (min(n, 24) + min(n, 8)) for n in range(1, 60)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_are_read_off_a_model_whose_rounding_may_send_a_token_to_other_experts(dtype):
+    """Deep and with experts that are nearly equal: what differs by rounding in one layer is another token in the last."""
+    sizes = {"num_hidden_layers": 24, "num_local_experts": 32, "num_experts_per_tok": 4, "num_key_value_heads": 2}
+    model = tiny.build("gpt_oss", attn="eager", head_dim=16, **sizes)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    found = read_positions(model)
+    assert len(found) == 24 and all(torch.equal(rope.inv_freq, found[0].inv_freq) for rope in found)
