@@ -1,18 +1,18 @@
 """The page of the benchmark: its tables and figures, and every 128th row of its results.
 
     sinkbench sweep experiments/benchmark.toml --output-dir FULL
-    sinkbench speed --window-size 256 --steps 100 --num-tokens 8192 --dense-tokens 0 --dtype float32 --output STEPS.md \\
-        --strategies windowed attention_sinks context_shift pyramid h2o tova knorm keydiff random
+    sinkbench speed --window-size 256 --steps 100 --num-tokens 8192 --dense-tokens 0 --dtype float32 \\
+        --strategies windowed attention_sinks context_shift pyramid h2o tova knorm keydiff random --output STEPS.md
     python results/benchmark/page.py FULL STEPS.json
 
-writes ``README.md`` anew between the marks that stand in it, ``ranking.md``, the figures, and the thinned rows and records
-beside itself. Intervals are 95 %, by a block bootstrap of the stream and by drawing documents (``sinkbench compare``).
+writes ``README.md`` anew between the marks that stand in it, ``ranking.md``, the figures, and the thinned rows and
+records beside itself. Intervals are 95 %, by a block bootstrap of the stream and by drawing documents (``sinkbench compare``).
 """
 
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,10 +89,12 @@ def ranked(rows: list[Row], budget: int) -> list[Row]:
 
 
 def shown(value: Interval, digits: int = 3) -> str:
+    """A value and its interval."""
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    """In Markdown."""
     lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -213,12 +215,12 @@ def thin(full: Path, to: Path) -> None:
 
 def figures(full: Path) -> None:
     """Frontiers, recall, and perplexity over the stream."""
-    for corpus in CORPORA:
+    for corpus, about in CORPORA.items():
         chosen = [path for path in sorted((full / corpus).glob("*.csv")) if _drawn(path.stem)]
         sinkbench.plot(
             chosen,
             features="frontier",
-            title=f"SmolLM2-135M: what a budget costs, and what it loses\\n{CORPORA[corpus]}",
+            title=f"SmolLM2-135M: what a budget costs, and what it loses\\n{about}",
             output=HERE / f"frontier{'' if corpus == 'kjv' else '_' + corpus}.png",
         )
     for budget, feature, name in ((512, "recall", "recall"), (1024, ("perplexity", "kv_cache"), "stream")):
@@ -260,7 +262,10 @@ def main(full: Path, steps: Path | None = None) -> None:
     text |= {"costs": costs(runs["kjv"], seconds)}
     page = HERE / "README.md"
     page.write_text(written(page.read_text(), text))
-    parts = ["# Rankings by budget", *(f"## {corpus}: {CORPORA[corpus]}\n" + "\n\n".join(["", *ranking(of)]) for corpus, of in rows.items())]
+    parts = [
+        "# Rankings by budget",
+        *(f"## {corpus}: {CORPORA[corpus]}\n" + "\n\n".join(["", *ranking(of)]) for corpus, of in rows.items()),
+    ]
     (HERE / "ranking.md").write_text("\n\n".join(parts) + "\n")
     figures(full)
     thin(full, HERE)

@@ -2,8 +2,8 @@
 
     python results/h200/half.py A.csv B.csv
 
-Both with ``--trace``, over the same tokens. Prints the share of the choices that are the same (of all tokens, layers and
-heads, how long each was held), the mean absolute difference of NLLs, and both perplexities.
+Both with ``--trace``, over the same tokens. Prints the share of the choices that are the same (of all tokens, layers
+and heads, how long each was held), the mean absolute difference of NLLs, and both perplexities.
 """
 
 import sys
@@ -26,7 +26,7 @@ def main(one: Path, other: Path) -> None:
     means = [float(nll.mean()) for nll in nlls]
     print(
         f"{tokens:,} tokens: {100 * same:.2f} % of choices alike, mean |dNLL| {(nlls[0] - nlls[1]).abs().mean():.4f}, "
-        f"perplexity {np.exp(means[0]):.4f} and {np.exp(means[1]):.4f} ({100 * (np.exp(means[0] - means[1]) - 1):+.3f} %)"
+        f"perplexity {np.exp(means[0]):.4f} and {np.exp(means[1]):.4f} ({100 * np.expm1(means[0] - means[1]):+.3f} %)"
     )
 
 

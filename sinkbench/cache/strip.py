@@ -238,12 +238,11 @@ class StripLayer(CacheLayerMixin):
 def lay(strip: Tensor, states: Tensor) -> None:
     """Copy ``states`` into a part of a strip of the same shape.
 
-    Many tokens on a GPU by words of eight bytes: torch copies rows that lie apart an element a thread, and half precision
-    so takes three times as long.
+    Many tokens on a GPU by words of eight bytes, as torch copies rows that lie apart element by element.
     """
-    if states.is_cuda and states.shape[2] > 1 and strip.dtype == states.dtype and not states.requires_grad:
-        if _in_words(strip) and _in_words(states):
-            strip, states = strip.view(torch.int64), states.view(torch.int64)
+    many = states.is_cuda and states.shape[2] > 1 and strip.dtype == states.dtype and not states.requires_grad
+    if many and _in_words(strip) and _in_words(states):
+        strip, states = strip.view(torch.int64), states.view(torch.int64)
     strip.copy_(states)
 
 

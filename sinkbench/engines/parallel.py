@@ -119,7 +119,7 @@ class Parallel:
         chunk = min(cache.reach.chunk(chunk) for cache in caches)
         read = [states_of(model, cache, fed, chunk) for cache in caches]
         with lasting(model, max(states.longest for states in read)), exact_angles(model):
-            for piece, *of_each in _beside(*(states.read for states in read), until=until):
+            for piece, *of_each in _beside(until, *(states.read for states in read)):
                 wanted = []  # of which stream which of its rows in this piece
                 for row, index in enumerate(group[: piece.rows]):
                     skipped = begin[1] if index == begin[0] else 0 if index > begin[0] else len(tokens[row])
@@ -148,9 +148,9 @@ class Parallel:
 
 
 def _beside(
-    own: Iterator[tuple[Piece, Tensor]], beside: Iterator[tuple[Piece, Tensor]] | None = None, until: int = MOST
+    until: int, own: Iterator[tuple[Piece, Tensor]], beside: Iterator[tuple[Piece, Tensor]] | None = None
 ) -> Iterator[tuple[Piece, *tuple[Tensor, ...]]]:
-    """Each piece, its states, and those of a reference, if any, up to the piece in which it has read ``until`` tokens."""
+    """Each piece, its states, and those of a reference, if any, up to the piece with token ``until``."""
     for piece, hidden in own:
         if piece.begin >= until:
             beside = None  # and its cache

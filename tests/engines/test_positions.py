@@ -171,7 +171,7 @@ def test_the_layers_of_a_pyramid_hold_their_budgets():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_positions_are_read_off_a_model_whose_rounding_may_send_a_token_to_other_experts(dtype):
-    """Deep and with experts that are nearly equal: what differs by rounding in one layer is another token in the last."""
+    """Deep, with experts that are nearly equal: what differs by rounding in one layer is another token in the last."""
     sizes = {"num_hidden_layers": 24, "num_local_experts": 32, "num_experts_per_tok": 4, "num_key_value_heads": 2}
     model = tiny.build("gpt_oss", attn="eager", head_dim=16, **sizes)
     for weight in model.parameters():
