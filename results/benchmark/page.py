@@ -6,14 +6,14 @@
     python results/benchmark/page.py FULL STEPS.json
 
 writes ``README.md`` anew between the marks that stand in it, ``ranking.md``, the figures, and the thinned rows and
-records beside itself. Intervals are 95 %, by a block bootstrap of the stream and by drawing documents (``sinkbench compare``).
+records beside itself. Intervals are 95 %, by a block bootstrap of the stream and by drawing documents.
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +81,6 @@ def rows_of(runs: Mapping[str, Run]) -> list[Row]:
 
 def ranked(rows: list[Row], budget: int) -> list[Row]:
     """Those of one budget, the nearest to dense attention first, with who is tied with it."""
-    from dataclasses import replace
-
     mine = sorted((row for row in rows if row.budget == budget), key=lambda row: row.kl.mean())
     best = mine[0].kl
     return [replace(row, tied=interval(row.kl - best, streams=row.streams).low <= 0) for row in mine]
@@ -262,10 +260,9 @@ def main(full: Path, steps: Path | None = None) -> None:
     text |= {"costs": costs(runs["kjv"], seconds)}
     page = HERE / "README.md"
     page.write_text(written(page.read_text(), text))
-    parts = [
-        "# Rankings by budget",
-        *(f"## {corpus}: {CORPORA[corpus]}\n" + "\n\n".join(["", *ranking(of)]) for corpus, of in rows.items()),
-    ]
+    parts = ["# Rankings by budget"]
+    for corpus, of in rows.items():
+        parts += [f"## {corpus}: {CORPORA[corpus]}", *ranking(of)]
     (HERE / "ranking.md").write_text("\n\n".join(parts) + "\n")
     figures(full)
     thin(full, HERE)
