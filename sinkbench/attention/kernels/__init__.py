@@ -27,3 +27,8 @@ def kernels(name: str) -> ModuleType | None:
 def compiled_for(x: Tensor) -> bool:
     """Whether Triton's programs run on the device of ``x``."""
     return x.is_cuda or INTERPRETED
+
+
+def of_compiler(error: Exception) -> bool:
+    """Whether a kernel could not be compiled; then nothing of it has run."""
+    return type(error).__module__.split(".")[0] in ("triton", "numba") or "PassManager" in str(error)
