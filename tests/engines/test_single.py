@@ -40,9 +40,9 @@ pytestmark = [] if INTERPRETED else pytest.mark.cuda
 @pytest.fixture
 def single():
     pytest.importorskip("triton")
-    from sinkbench.engines.single import ends, norm, parts, pending, pointwise, product, rotary, sums
+    from sinkbench.engines.single import cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
 
-    modules = ends, norm, parts, pending, pointwise, product, rotary, sums
+    modules = cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
     return {module.__name__.rpartition(".")[2]: module for module in modules}
 
 
@@ -283,6 +283,35 @@ def test_an_activation_goes_along_with_the_product_that_it_is_of(single, overlap
     assert apart(before, F.linear(x, weight, bias)) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["llama", "llama3", "yarn", "stablelm", "cohere", "glm", "gpt_oss"])
+def test_what_a_rotary_module_answers_is_found_by_asking_it(single, family):
+    model = tiny.STREAMABLE[family]().to(DEVICE)
+    found = [(m, single["cosines"].cosines_of(m)) for m in model.modules() if hasattr(m, "inv_freq")]
+    assert found
+    for module, cosines in found:
+        assert cosines is not None
+        for position in (0, 1, 60, 9000):
+            at, x = torch.tensor([[position]], device=DEVICE), some(1, 1, 8)
+            for ours, wanted in zip(cosines(x, at), module(x, at), strict=True):
+                assert ours.shape == wanted.shape
+                assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+def test_a_module_of_somebody_elses_finds_what_it_reads(single):
+    """As its kernels may be launched by nobody that is seen."""
+
+    class Elsewhere(torch.nn.Linear):
+        def forward(self, x):
+            with _disable_current_modes():  # as a kernel of its own would
+                return x * 3
+
+    model = torch.nn.ModuleList([torch.nn.LayerNorm(70), Elsewhere(70, 70)]).to(DEVICE)
+    x, position = some(1, 1, 70), torch.zeros(1, dtype=torch.long, device=DEVICE)
+    with torch.no_grad(), single["parts"].single_parts(model) as parts, parts.overlapping(position):
+        got = model[1](model[0](x))
+    assert apart(got, F.layer_norm(x, (70,)) * 3) < 1e-5
+
+
 @pytest.mark.parametrize("count", [7, 4096, 9000])
 def test_a_step_ends_with_its_loss_and_moves_on(single, count):
     logits, tokens = some(count) * 5, torch.tensor([3, 1, 6, 2], device=DEVICE)
@@ -300,7 +329,7 @@ def test_a_step_ends_with_its_loss_and_moves_on(single, count):
 @pytest.mark.parametrize("strategy", ["attention_sinks", "context_shift", "pyramid"])
 @pytest.mark.parametrize("positions", ["cache", "text"])
 def test_a_step_begins_with_the_rotations_of_its_query(single, strategy, positions):
-    model = tiny.shared("gptj").to(DEVICE)
+    model = tiny.STREAMABLE["gptj"]().to(DEVICE)
     plan = tiny.plan(model, strategy, 24, 4, positions, **({"beta": 2} if strategy == "pyramid" else {}))
     layers = [layer for layer in StreamCache(model, plan).kept if isinstance(layer, StripLayer)]
     ours, wanted = (turns_of(layers, torch.device(DEVICE), torch.float32) for _ in range(2))

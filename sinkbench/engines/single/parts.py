@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from sinkbench.attention.kernels.angles import Angles
 from sinkbench.engines.replacing import replaced
 from sinkbench.engines.single import norm, product, rotary, sums
+from sinkbench.engines.single.cosines import cosines_of
 from sinkbench.engines.single.ends import End, Ways
 from sinkbench.engines.single.pending import Pending
 from sinkbench.engines.single.pointwise import Overlapping
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
+# Whose modules compute by torch's operations, which are seen one by one. Others, of quantised matrices, may launch
+# kernels that nobody sees: what these read has to be there.
+SEEN = "torch.", "transformers.models.", "transformers.activations", "transformers.pytorch_utils"
 
 
 class Parts:
@@ -77,15 +81,19 @@ def single_parts(model: PreTrainedModel) -> Iterator[Parts]:
 
 def _forward(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
     """A quicker forward for ``module``; ``None`` where it keeps its own."""
+    if isinstance(module, nn.Linear) and _multiplies(module):
+        return partial(parts.products, module)
+    if not type(module).__module__.startswith(SEEN) and not any(module.children()):
+        return partial(_settled, module.forward, parts.pending)
     if isinstance(module, nn.Linear):
-        return partial(parts.products, module) if _multiplies(module) else None
+        return None
     activation = gated_by(module)
     if activation is not None:
         return partial(_gated, module, activation, module.forward, parts.pending)
     if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
         return ACTIVATIONS.get(activation_of(module, torch.device("cpu")) or "")
     found = norm.norm_of(module)
-    return partial(_normalised, found, module.forward, parts.pending) if found else None
+    return partial(_normalised, found, module.forward, parts.pending) if found else cosines_of(module)
 
 
 def _multiplies(module: nn.Linear) -> bool:
@@ -184,6 +192,11 @@ def _gated(module: Any, activation: str, plain: Callable[[Tensor], Tensor], pend
     pending.settle(x)
     inner = product.gated(x.contiguous(), module.gate_proj.weight, module.up_proj.weight, activation)
     return module.down_proj(inner.view(*x.shape[:-1], -1))
+
+
+def _settled(plain: Callable[..., Any], pending: Pending, *args: Any, **kwargs: Any) -> Any:
+    pending.settle(*args, *kwargs.values())
+    return plain(*args, **kwargs)
 
 
 def _normalised(found: norm.Norm, plain: Callable[[Tensor], Tensor], pending: Pending, x: Tensor) -> Tensor:
