@@ -4,15 +4,19 @@
 names and with the same arguments.
 """
 
+import warnings
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import kernels
+from sinkbench.attention.kernels import kernels, of_compiler
 from sinkbench.attention.rows import Rows
 from sinkbench.strategies import Held
+
+# Patterns, on kinds of devices, whose kernels a compiler has refused in this process: it would again, in every layer.
+REFUSED: set[tuple[str | None, str]] = set()
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
@@ -24,12 +28,20 @@ def kernels_for(device: torch.device) -> ModuleType | None:
 def by_pattern(rows: Rows) -> Tensor | None:
     """As :func:`sinkbench.attention.scan.scan`; ``None`` where the strategy has no pattern, or there are no kernels."""
     pattern = rows.eviction.pattern
-    found = kernels_for(rows.tokens.device) if pattern else None
+    found = kernels_for(rows.tokens.device) if pattern and (pattern, rows.tokens.device.type) not in REFUSED else None
     if found is None or not rows.n:
         return None
     make = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
     died = torch.full_like(rows.tokens, rows.n)
-    make(found, rows, died)
+    try:
+        make(found, rows, died)
+    except Exception as error:
+        if not of_compiler(error):
+            raise
+        REFUSED.add((pattern, rows.tokens.device.type))
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        warnings.warn(f"the scan of {pattern} scores cannot be compiled ({why}): taking the slow way", stacklevel=2)
+        return None
     return died
 
 

@@ -6,7 +6,7 @@ forward, parts of it on kernels of ours (:mod:`sinkbench.engines.single`), does 
 moving the rings' keys back now and then, between replays.
 """
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -75,6 +75,7 @@ class CapturedStream:
         if takes_positions(model):
             self.arguments["position_ids"] = self.position[None]
         self.graph: torch.cuda.CUDAGraph | None = None
+        self.parts: Any = None  # of the model, on kernels of ours
 
     def _ring(self, layer: StripLayer) -> Ring:
         sizes, policy, dtype = layer.plan.sizes, layer.policy, self.model.dtype
@@ -84,13 +85,15 @@ class CapturedStream:
         rotation = Rotation.still(layer.rope, sizes.head_dim, self.device, dtype)
         if turns(layer):
             rotation = next(t for t in self.turns if t.rope is layer.rope).of(layer)
-        terms, gap = self._terms(layer, capacity), layer.plan.gap
-        return Ring(keys, values, self.counter, policy.sinks, rotation, policy.block, terms, gap)
+        ring = Ring(keys, values, self.counter, policy.sinks, rotation, policy.block, gap=layer.plan.gap)
+        ring.terms = self._terms(ring)
+        return ring
 
-    def _terms(self, layer: StripLayer, capacity: int) -> Tensor | None:
+    def _terms(self, ring: Ring) -> Tensor | None:
+        """What ALiBi adds to the scores of a ring of this capacity."""
         if self.alibi is None:
             return None
-        return self.alibi.slopes[:, None] if layer.plan.gap else self.alibi.table(capacity).contiguous()
+        return self.alibi.slopes[:, None] if ring.gap else self.alibi.table(ring.capacity).contiguous()
 
     def restart(self, tokens: Tensor) -> None:
         """Begin another stream, no longer than the one this was made for, with the graph that there is."""
@@ -116,19 +119,32 @@ class CapturedStream:
         self._stand()
 
     def _attend(self, index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
-        one = query[0, :, 0], key[0, :, 0], value[0, :, 0]
-        return attend_ring(self.rings[index], scale, *one, **special)[None, :, None]
+        one = query[0, :, 0], key[0, :, 0]
+        if self.parts is not None:  # whose heads may have yet to turn
+            *one, special["angles"] = self.parts.unturned(query, key, self.layers[index].rope)
+        return attend_ring(self.rings[index], scale, *one, value[0, :, 0], **special)[None, :, None]
 
     def _step(self) -> None:
+        if self.parts is None:
+            self._step_plainly()
+            return
+        with self.parts.overlapping(self.position):
+            token = self.tokens[self.counter]
+            self.parts.begin()
+            self.parts.finish(self._logits(token))
+
+    def _step_plainly(self) -> None:
         for rows in self.turns:
             rows.set(self.counter, self.position)
-        token = self.tokens[self.counter]
         label = self.tokens[self.counter + 1]
-        with self.overlapping():
-            out = self.model(input_ids=token[None], past_key_values=self.cache, use_cache=True, **self.arguments)
-        self.nll.copy_(loss(out.logits[0, -1:], label)[0])
+        self.nll.copy_(loss(self._logits(self.tokens[self.counter])[None], label)[0])
         self.counter += 1
         self.position += 1
+
+    def _logits(self, token: Tensor) -> Tensor:
+        """``(vocabulary,)``"""
+        out = self.model(input_ids=token[None], past_key_values=self.cache, use_cache=True, **self.arguments)
+        return out.logits[0, -1]
 
     def capture(self) -> None:
         """Warm up, capture, and stand where the stream stood before."""
@@ -138,8 +154,8 @@ class CapturedStream:
             for _ in range(WARM_UPS):
                 self._step()
                 self._stand()
-                if self.products is not None:
-                    self.products.learnt()
+                if self.parts is not None:
+                    self.parts.learnt()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -190,8 +206,7 @@ class CapturedStream:
                 new[:, : old.shape[1]] = old
                 setattr(ring, name, new)
                 del old, new
-            if self.alibi is not None:
-                ring.terms = self.alibi.table(ring.capacity).contiguous()
+            ring.terms = self._terms(ring)
 
     def _move_back(self) -> None:
         """Move all window keys and the position back, so that the next token stands at the window's end."""
@@ -213,11 +228,14 @@ class CapturedStream:
         self._stack = ExitStack()
         self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
         self._stack.enter_context(redirected(self.model, self._attend))
-        single = compilable("sinkbench.engines.single.parts") if self.quick else None
-        self.products = self._stack.enter_context(single.single_parts(self.model)) if single else None
-        self.overlapping = single.Overlapping if single else nullcontext
+        quick = self.quick and self.model.dtype != torch.float64
+        single = compilable("sinkbench.engines.single.parts") if quick else None
+        if single:
+            self.parts = self._stack.enter_context(single.single_parts(self.model))
+            arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
+            self.parts.ends(self.turns, self.tokens, self.counter, self.position, self.nll, arrivals)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.graph = None
+        self.graph = self.parts = None
         self._stack.close()

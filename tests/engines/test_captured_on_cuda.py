@@ -63,6 +63,13 @@ def test_so_does_one_whose_parts_run_on_our_kernels(family):
     captured(model, plan, tiny.tokens(LENGTH), 70, True)
 
 
+@strategies
+@pytest.mark.parametrize("family", ["llama", "stablelm", "gptj", "gemma2", "mpt"])
+def test_our_kernels_keep_what_each_strategy_keeps(family, strategy, positions, start):
+    model, plan = admitted(family, strategy, positions)
+    captured(model, plan, tiny.tokens(LENGTH), start, True)
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_dense_graph_goes_on_when_its_cache_has_grown(quick):
     model, plan = admitted("llama", "transformers")

@@ -6,6 +6,7 @@ The stepwise engine is held against a brute-force oracle in test_scored.py.
 import subprocess
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -72,6 +73,27 @@ def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
     fast = read(Parallel(model, 29), plan, stream)
     monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
     assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
+
+
+def test_a_scan_that_cannot_be_compiled_is_taken_the_slow_way_with_one_line(monkeypatch):
+    numba = pytest.importorskip("numba")
+
+    @numba.njit
+    def wrong(scores):
+        return scores.nothing_of_this_name
+
+    def newest(scores, *arrays, **limits):
+        return wrong(scores.numpy())
+
+    name, parameters, _ = RULES["tova"]
+    model, stream = double("llama"), tiny.tokens(60)
+    plan = tiny.plan(model, name, 12, 2, **parameters)
+    wanted = read(Parallel(model, 29), plan, stream)[1]
+    monkeypatch.setattr(patterns, "REFUSED", set())
+    monkeypatch.setattr(patterns, "kernels_for", lambda device: SimpleNamespace(newest=newest))
+    with pytest.warns(UserWarning, match="cannot be compiled") as lines:
+        assert read(Parallel(model, 29), plan, stream)[1] == wanted
+    assert len(lines) == 1
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,11 +1,15 @@
 """Kernels for one token's forward against plain torch: on CUDA, or, with TRITON_INTERPRET=1, on a processor."""
 
 import os
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers.models.cohere import modeling_cohere
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.glm import modeling_glm
@@ -14,8 +18,14 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 
 from sinkbench.attention.bands import band
+from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.ring import Ring, attend_plainly
 from sinkbench.attention.scores import Scores
+from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.strip import StripLayer
+from sinkbench.engines.replay import CapturedStream
+from sinkbench.engines.stepwise import Stepwise
+from sinkbench.engines.turns import turns_of
 from sinkbench.positions.alibi import Alibi
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
@@ -30,9 +40,10 @@ pytestmark = [] if INTERPRETED else pytest.mark.cuda
 @pytest.fixture
 def single():
     pytest.importorskip("triton")
-    from sinkbench.engines.single import norm, parts, pointwise, product, rotary
+    from sinkbench.engines.single import cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
 
-    return {"norm": norm, "parts": parts, "pointwise": pointwise, "product": product, "rotary": rotary}
+    modules = cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
+    return {module.__name__.rpartition(".")[2]: module for module in modules}
 
 
 def apart(ours, wanted):
@@ -61,10 +72,10 @@ def test_a_gated_block_is_that_of_torch(single):
         assert apart(single["product"].gated(x, gate, up, name), wanted) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["add", "mul", "silu", "gelu", "gelu_tanh", "relu"])
+@pytest.mark.parametrize("kind", ["add", "mul", "times", "over", "tanh", "silu", "gelu", "gelu_tanh", "relu"])
 def test_what_stands_between_two_launches_is_that_of_torch(single, kind):
-    x, y = some(1, 1, 1500), some(1, 1, 1500)
-    wanted = {"add": x + y, "mul": x * y}.get(kind)
+    x, y = some(1, 1, 1500), 30.0 if kind in ("times", "over") else some(1, 1, 1500)
+    wanted = {"add": x + y, "mul": x * y, "times": x * y, "over": x / y, "tanh": x.tanh()}.get(kind)
     wanted = single["parts"].ACTIVATIONS[kind](x) if wanted is None else wanted
     assert apart(single["pointwise"].combined(x, y, kind), wanted) < 1e-5
 
@@ -120,6 +131,218 @@ def test_a_rotary_function_of_one_tensor_is_asked_in_its_own_order(single):
     assert None not in turn.layouts.values()
 
 
+class Launches(TorchDispatchMode):
+    """Notes the operations of torch's that look at more than one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and func.namespace == "aten" and func.overloadpacket not in ALLOCATE:
+            self.made.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+ALLOCATE = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty, torch.ops.aten._unsafe_view)
+
+
+@pytest.fixture
+def overlapping(single):
+    """Runs a function as a part of a captured step, and says what torch launched for it."""
+
+    def run(function, model=None):
+        parts = single["parts"].Parts(model or torch.nn.Module())
+        position = torch.zeros(1, dtype=torch.long, device=DEVICE)
+        with Launches() as launches, parts.overlapping(position), unseen():
+            out = function(parts) if model is None else function(parts, position)
+        return out, launches.made
+
+    return run
+
+
+@contextmanager
+def unseen():
+    """An interpreter of Triton copies what a launch works on, by operations of torch's that are no part of a step."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import GridExecutor
+
+    own = GridExecutor.__call__
+
+    def call(*args, **kwargs):
+        with _disable_current_modes():
+            return own(*args, **kwargs)
+
+    GridExecutor.__call__ = call
+    try:
+        yield
+    finally:
+        GridExecutor.__call__ = own
+
+
+SUMS = {
+    "x + y": lambda x, y, z, m, n: x + y,
+    "x + y + z": lambda x, y, z, m, n: x + y + z,
+    "n(x + y)": lambda x, y, z, m, n: n(x + y),
+    "n(z + (x + y))": lambda x, y, z, m, n: n(z + (x + y)),
+    "n(z + m(x))": lambda x, y, z, m, n: n(z + m(x)),
+    "z + m(x)": lambda x, y, z, m, n: z + m(x),
+    "n(x + y) + (x + y)": lambda x, y, z, m, n: n(s := x + y) + s,
+    "m(x) * (x + y)": lambda x, y, z, m, n: m(x) * (x + y),
+    "gelu(x + y)": lambda x, y, z, m, n: F.gelu(x + y),
+    "x += y": lambda x, y, z, m, n: (s := x + z, x.add_(y), s + x)[2],
+}
+
+
+@pytest.mark.parametrize("form", SUMS)
+def test_sums_and_norms_that_wait_for_each_other_are_those_of_torch(single, overlapping, form):
+    vectors = [some(1, 1, 70) for _ in range(3)]
+    norms = [kind().to(DEVICE) for kind in (lambda: torch.nn.LayerNorm(70), lambda: Gemma2RMSNorm(70))]
+    for weight in (w for module in norms for w in module.parameters()):
+        weight.data.normal_()
+    with torch.no_grad():
+        wanted = SUMS[form](*(x.clone() for x in vectors), *norms)
+
+        def ours(parts):
+            quick = [single["norm"].norm_of(module) for module in norms]
+            calls = [partial(single["sums"].normalised, norm=norm, pending=parts.pending) for norm in quick]
+            out = SUMS[form](*vectors, *calls)
+            parts.pending.settle(out)
+            return out
+
+        got, _ = overlapping(ours)
+    assert apart(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("pairing", ["half", "interleaved", "whole"])
+def test_a_slice_of_each_head_that_turns_and_is_joined_to_the_rest_is_a_turn_of_the_whole(single, overlapping, pairing):
+    """And none at all, where an attention does it."""
+    turning = 16 if pairing == "whole" else 8
+    angles = torch.rand(turning // 2, device=DEVICE)
+    function = modeling_llama.apply_rotary_pos_emb if pairing == "half" else modeling_cohere.apply_rotary_pos_emb
+    spread = torch.cat((angles, angles)) if pairing == "half" else angles.repeat_interleave(2)
+    cos, sin = spread.cos()[None, None], spread.sin()[None, None]
+    states = [some(1, 1, heads, 16).transpose(1, 2) for heads in (4, 2)]
+    rope = Rope(torch.ones(turning // 2), "half" if pairing == "half" else "interleaved")
+
+    def heads(rotate):
+        turned = rotate(*(x[..., :turning] for x in states), cos, sin)
+        return [torch.cat((t, x[..., turning:]), dim=-1) for t, x in zip(turned, states, strict=True)]
+
+    turn = single["rotary"].Turn(function)
+    heads(turn)  # finds the layout
+
+    def joined(parts):
+        turn.pending = parts.pending
+        out = heads(turn)
+        return out, parts.unturned(*out, rope), [x.clone() for x in out]  # who reads them finds them turned
+
+    (_, (*sources, found), read), launched = overlapping(joined)
+    assert launched == ["aten.clone.default"] * 2
+    assert found.of(rope)
+    for source, state in zip(sources, states, strict=True):
+        assert torch.equal(source, state[0, :, 0])
+    for ours, wanted in zip(read, heads(function), strict=True):
+        assert apart(ours, wanted) < 1e-6
+
+
+def test_what_follows_from_buffers_and_the_position_alone_is_computed_once_a_step(overlapping):
+    model = torch.nn.ModuleList(torch.nn.Module() for _ in range(3))
+    for module in model:
+        module.register_buffer("table", torch.arange(12.0, device=DEVICE).view(6, 2))
+    other = torch.nn.Module()
+    other.register_buffer("table", torch.ones(6, 2, device=DEVICE))
+    model.append(other)
+    x = some(2)
+
+    def answers(parts, at):
+        return [module.table[at] * 2 + x for module in model]
+
+    got, launched = overlapping(answers, model)
+    for ours, module in zip(got, model, strict=True):
+        assert torch.equal(ours, module.table[:1] * 2 + x)
+    assert launched.count("aten.index.Tensor") == 2
+    assert launched.count("aten.add.Tensor") == 4
+
+
+def test_an_activation_goes_along_with_the_product_that_it_is_of(single, overlapping):
+    x, weight, bias = some(1, 1, 96), some(70, 96), some(70)
+
+    def ours(parts):
+        y = single["product"].promised(x, weight, bias, parts.pending)
+        out = F.gelu(y)
+        parts.pending.settle(out)
+        waits = parts.pending.of(y) is not None
+        return out, y.clone(), waits
+
+    (out, before, waits), _ = overlapping(ours)
+    assert waits  # nobody had asked for what the activation is of
+    assert apart(out, F.gelu(F.linear(x, weight, bias))) < 1e-5
+    assert apart(before, F.linear(x, weight, bias)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "llama3", "yarn", "stablelm", "cohere", "glm", "gpt_oss"])
+def test_what_a_rotary_module_answers_is_found_by_asking_it(single, family):
+    model = tiny.STREAMABLE[family]().to(DEVICE)
+    found = [(m, single["cosines"].cosines_of(m)) for m in model.modules() if hasattr(m, "inv_freq")]
+    assert found
+    for module, cosines in found:
+        assert cosines is not None
+        for position in (0, 1, 60, 9000):
+            at, x = torch.tensor([[position]], device=DEVICE), some(1, 1, 8)
+            for ours, wanted in zip(cosines(x, at), module(x, at), strict=True):
+                assert ours.shape == wanted.shape
+                assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+def test_a_module_of_somebody_elses_finds_what_it_reads(single):
+    """As its kernels may be launched by nobody that is seen."""
+
+    class Elsewhere(torch.nn.Linear):
+        def forward(self, x):
+            with _disable_current_modes():  # as a kernel of its own would
+                return x * 3
+
+    model = torch.nn.ModuleList([torch.nn.LayerNorm(70), Elsewhere(70, 70)]).to(DEVICE)
+    x, position = some(1, 1, 70), torch.zeros(1, dtype=torch.long, device=DEVICE)
+    with torch.no_grad(), single["parts"].single_parts(model) as parts, parts.overlapping(position):
+        got = model[1](model[0](x))
+    assert apart(got, F.layer_norm(x, (70,)) * 3) < 1e-5
+
+
+@pytest.mark.parametrize("count", [7, 4096, 9000])
+def test_a_step_ends_with_its_loss_and_moves_on(single, count):
+    logits, tokens = some(count) * 5, torch.tensor([3, 1, 6, 2], device=DEVICE)
+    counter, position = torch.tensor([1], device=DEVICE), torch.tensor([10], device=DEVICE)
+    nll, arrivals = torch.zeros((), device=DEVICE), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    end = single["ends"].End(tokens, counter, position, nll, arrivals)
+    for label in (6, 2):
+        end(logits)
+        assert float(nll) == pytest.approx(
+            float(F.cross_entropy(logits[None], torch.tensor([label]).to(DEVICE))), abs=1e-5
+        )
+    assert (int(counter), int(position), int(arrivals)) == (3, 12, 0)
+
+
+@pytest.mark.parametrize("strategy", ["attention_sinks", "context_shift", "pyramid"])
+@pytest.mark.parametrize("positions", ["cache", "text"])
+def test_a_step_begins_with_the_rotations_of_its_query(single, strategy, positions):
+    model = tiny.STREAMABLE["gptj"]().to(DEVICE)
+    plan = tiny.plan(model, strategy, 24, 4, positions, **({"beta": 2} if strategy == "pyramid" else {}))
+    layers = [layer for layer in StreamCache(model, plan).kept if isinstance(layer, StripLayer)]
+    ours, wanted = (turns_of(layers, torch.device(DEVICE), torch.float32) for _ in range(2))
+    for mine, plain in zip(ours, wanted, strict=True):
+        ways = single["ends"].Ways(mine)
+        for now in (0, 23, 24, 25, 60, 1000):
+            token, position = (torch.tensor([n], device=DEVICE) for n in (now, now + 7))
+            ways.set(token, position)
+            plain.set(token, position)
+            assert apart(mine.rotation.cos, plain.rotation.cos) < 1e-6
+            assert torch.allclose(mine.rotation.sin, plain.rotation.sin, atol=1e-6)
+
+
 def ring(heads, capacity, dim, sinks, block, terms, gap):
     rope = Rope((10000.0 ** -(torch.arange(dim // 2).double() / (dim // 2))).to(DEVICE))
     turn = Rotation.still(rope, dim, torch.device(DEVICE)).by(rope, torch.tensor([-5], device=DEVICE))
@@ -153,6 +376,68 @@ def test_one_token_at_a_ring(single, heads, kv_heads, dim, capacity, sinks, bloc
         plain.counter += 1
     assert torch.equal(ours.keys, plain.keys)
     assert not ours.arrivals.any()
+
+
+@pytest.mark.parametrize(("pairing", "turning"), [("half", 16), ("half", 8), ("interleaved", 8)])
+def test_one_token_whose_heads_have_yet_to_turn(single, pairing, turning):
+    from sinkbench.attention.kernels import one_token
+
+    rope = Rope((10000.0 ** -(torch.arange(turning // 2).double() / 8)).to(DEVICE), pairing)
+    still = Rotation.still(rope, 16, torch.device(DEVICE)).by(rope, torch.tensor([-5], device=DEVICE))
+    ours, plain = (ring(2, 11, 16, 3, 1, None, False) for _ in range(2))
+    ours.rotation = plain.rotation = still
+    for t in range(25):
+        angle = rope.inv_freq.float() * t
+        spread = torch.cat((angle, angle)) if pairing == "half" else angle.repeat_interleave(2)
+        angles = Angles(spread.cos(), spread.sin(), Layout(pairing == "interleaved", False, False))
+        fused = some(8, 16)  # of queries, keys and values, one behind the other
+        query, key, value = fused[:4], fused[4:8:2], fused[5:8:2]
+        turned = (rope.move(x, torch.full((len(x),), t, device=DEVICE)) for x in (query, key))
+        got = one_token.attend(ours, 0.2, query, key, value, 0.0, None, angles)
+        assert apart(got, attend_plainly(plain, 0.2, *turned, value, 0.0, None)) < 1e-5
+        ours.counter += 1
+        plain.counter += 1
+    assert apart(ours.keys, plain.keys) < 1e-6
+
+
+class Uncaptured(CapturedStream):
+    """Runs a step where the real one replays it, and notes what torch launches for it."""
+
+    def capture(self):
+        for _ in range(2):
+            self._step()
+            self._stand()
+            self.parts.learnt()
+        with Launches() as launches:
+            self._step()
+        self._stand()
+        self.launched = launches.made
+        self.graph = SimpleNamespace(replay=self._step)
+
+
+FAMILIES = ("stablelm", "gptj", "gptj-whole-head", "gemma2", "gpt_neox", "phi", "mpt", "glm")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "family", [f if f in FAMILIES[:2] else pytest.param(f, marks=pytest.mark.heavy) for f in FAMILIES]
+)
+def test_no_launch_of_torch_stands_between_two_layers(single, family):
+    made = []
+    for count in (2, 3):
+        kinds = {"layer_types": ["sliding_attention"] * count} if family == "gemma2" else {}
+        layers = {"n_layers": count} if family == "mpt" else {"num_hidden_layers": count}
+        model = tiny.STREAMABLE[family](**layers, **kinds).to(DEVICE)
+        stream = Uncaptured(model, tiny.plan(model, "attention_sinks", 5, 2), tiny.tokens(7), True)
+        with unseen(), stream:
+            assert stream.prepared() is None
+            nll = [stream.step() for _ in range(6 if count == 2 else 0)]
+        made.append(stream.launched)
+        if nll:
+            plan = tiny.plan(model, "attention_sinks", 5, 2)
+            wanted = [step.nll[0] for step in Stepwise(model).run(plan, tiny.tokens(7))]
+            assert nll == pytest.approx(wanted, abs=1e-3)
+    assert made[0] == made[1]
 
 
 LINE = torch.tensor([0.5, 0.25, 0.125, 0.3, 0.2, 0.1])[:, None]

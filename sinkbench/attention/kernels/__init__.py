@@ -1,8 +1,13 @@
 """CUDA kernels, those for the processor, and the plain torch that says what they must compute."""
 
+import os
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # by Triton, which then runs its programs on a processor
 
 
 @cache  # every layer of every chunk asks
@@ -17,3 +22,13 @@ def compilable(module: str) -> ModuleType | None:
 def kernels(name: str) -> ModuleType | None:
     """As :func:`compilable`, of the kernels here."""
     return compilable(f"{__name__}.{name}")
+
+
+def compiled_for(x: Tensor) -> bool:
+    """Whether Triton's programs run on the device of ``x``."""
+    return x.is_cuda or INTERPRETED
+
+
+def of_compiler(error: Exception) -> bool:
+    """Whether a kernel could not be compiled; then nothing of it has run."""
+    return type(error).__module__.split(".")[0] in ("triton", "numba") or "PassManager" in str(error)

@@ -9,12 +9,14 @@ been turned for them. Where several entries go at once (:attr:`Policy.block`), t
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import kernels
+from sinkbench.attention.kernels import compiled_for, kernels
+from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.scores import shares_of
 from sinkbench.positions.rotary import wide
 from sinkbench.positions.rotation import Rotation
@@ -72,11 +74,13 @@ def attend_ring(
     value: Tensor,
     softcap: float | None = None,
     extra: Tensor | None = None,
+    angles: Angles | None = None,
 ) -> Tensor:
     """Write the token's key and value ``(Hkv, D)`` into ``ring`` and attend to all of it with ``query`` ``(H, D)``.
 
     Args:
         softcap: as in :class:`sinkbench.attention.scores.Scores`; ``extra``, ``(H,)``, likewise.
+        angles: by which the query and the key have yet to turn; only where there are kernels for the device.
 
     Returns:
         ``(H, D)`` in the dtype of ``query``.
@@ -85,9 +89,10 @@ def attend_ring(
     if ring.arrivals.numel() < query.shape[0]:
         ring.arrivals = torch.zeros(query.shape[0], dtype=torch.int32, device=query.device)
     turn = ring.rotation
+    by = (None, None, None) if angles is None else (angles.cos, angles.sin, list(angles.layout))
     return torch.ops.sinkbench.attend_ring(
         *(ring.keys, ring.values, ring.arrivals, ring.counter, turn.cos, turn.sin, turn.partner, ring.terms, extra),
-        *(query, key, value, scale, softcap or 0.0, ring.sinks, ring.block, ring.gap),
+        *(query, key, value, scale, softcap or 0.0, ring.sinks, ring.block, ring.gap, *by),
     )
 
 
@@ -110,11 +115,16 @@ def _attend(
     sinks: int,
     block: int,
     gap: bool,
+    angle_cos: Tensor | None,
+    angle_sin: Tensor | None,
+    layout: Sequence[bool] | None,
 ) -> Tensor:
     ring = Ring(keys, values, counter, sinks, Rotation(cos, sin, partner), block, terms, gap, arrivals)
-    fused = kernels("one_token") if query.is_cuda and query.dtype != torch.float64 else None
-    attend = fused.attend if fused else attend_plainly
-    return attend(ring, scale, query, key, value, softcap, extra)
+    one = ring, scale, query, key, value, softcap, extra
+    if angle_cos is not None and angle_sin is not None and layout is not None:
+        return kernels("one_token").attend(*one, Angles(angle_cos, angle_sin, Layout(*layout)))
+    fused = kernels("one_token") if compiled_for(query) and query.dtype != torch.float64 else None
+    return fused.attend(*one) if fused else attend_plainly(*one)
 
 
 @_attend.register_fake

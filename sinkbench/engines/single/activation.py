@@ -14,6 +14,8 @@ def activated(x, KIND: tl.constexpr):
         return x / (1.0 + tl.exp(-2.0 * inner))
     if KIND == "gelu":
         return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    if KIND == "tanh":
+        return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
     if KIND == "relu":
         return tl.maximum(x, 0.0)
     return x

@@ -1,5 +1,6 @@
-"""Norms of single vectors, each as one Triton launch."""
+"""Norms of single vectors, each as one Triton launch, along with sums that come between two of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.positions.rotary import wide
+
+WARPS = (256, 1), (1024, 4), (4096, 8)  # up to how many numbers a program has how many
 
 
 @dataclass(frozen=True)
@@ -40,40 +43,104 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``x`` of shape ``(..., dim)``, contiguous, normalised."""
-        dim = x.shape[-1]
         out = torch.empty_like(x)
-        _normalise[(x.numel() // dim,)](
-            *(x, self.weight, self.weight if self.bias is None else self.bias, out, self.eps, self.offset, dim),
-            **{"CENTRED": self.centred, "ROUNDED": self.rounded, "BIAS": self.bias is not None},
-            **{"WIDTH": triton.next_power_of_2(dim), "num_warps": 8 if dim > 1024 else 1, **overlapping(x)},
-        )
+        normalise(x, None, (), None, self, out)
         return out
 
 
 @triton.jit
-def _normalise(
-    x, weight, bias, out, eps, offset, dim,
-    CENTRED: tl.constexpr, ROUNDED: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
+def _normed(
+    y, weight, bias, eps, inside, dim,
+    CENTRED: tl.constexpr, ROUNDED: tl.constexpr, BIAS: tl.constexpr, KIND: tl.constexpr,
 ):  # fmt: skip
-    begin_next(OVERLAP)
-    d = tl.arange(0, WIDTH)
-    inside = d < dim
-    scale = tl.load(weight + d, mask=inside, other=0.0).to(tl.float32) + offset
-    shift = scale
-    if BIAS:
-        shift = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
-    wait_for_last(OVERLAP)
-    at = tl.program_id(0) * dim + d
-    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     if CENTRED:
         y = tl.where(inside, y - tl.sum(y, axis=0) / dim, 0.0)
     y = y * tl.rsqrt(tl.sum(y * y, axis=0) / dim + eps)
     if ROUNDED:
-        y = y.to(out.dtype.element_ty).to(tl.float32)
-    y = y * scale
+        y = y.to(KIND).to(tl.float32)
+    y = y * weight
     if BIAS:
-        y += shift
-    tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+        y += bias
+    return y.to(KIND).to(tl.float32)
+
+
+@triton.jit
+def _normalise(
+    x, second, third, first_weight, first_bias, sums, last_weight, last_bias, out,
+    first_eps, first_offset, last_eps, last_offset, dim,
+    FIRST: tl.constexpr, FIRST_CENTRED: tl.constexpr, FIRST_ROUNDED: tl.constexpr, FIRST_BIAS: tl.constexpr,
+    LAST: tl.constexpr, LAST_CENTRED: tl.constexpr, LAST_ROUNDED: tl.constexpr, LAST_BIAS: tl.constexpr,
+    MORE: tl.constexpr, WIDTH: tl.constexpr, OVERLAP: tl.constexpr,
+):  # fmt: skip
+    begin_next(OVERLAP)
+    d = tl.arange(0, WIDTH)
+    inside = d < dim
+    kind = sums.dtype.element_ty
+    weight, bias = inside.to(tl.float32), inside.to(tl.float32)
+    other_weight, other_bias = weight, bias
+    if FIRST:
+        weight = tl.load(first_weight + d, mask=inside, other=0.0).to(tl.float32) + first_offset
+    if FIRST_BIAS:
+        bias = tl.load(first_bias + d, mask=inside, other=0.0).to(tl.float32)
+    if LAST:
+        other_weight = tl.load(last_weight + d, mask=inside, other=0.0).to(tl.float32) + last_offset
+    if LAST_BIAS:
+        other_bias = tl.load(last_bias + d, mask=inside, other=0.0).to(tl.float32)
+    wait_for_last(OVERLAP)
+    at = tl.program_id(0) * dim + d
+    y = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    a, b = y, y
+    if MORE > 0:
+        a = tl.load(second + at, mask=inside, other=0.0).to(tl.float32)
+    if MORE > 1:
+        b = tl.load(third + at, mask=inside, other=0.0).to(tl.float32)
+    if FIRST:
+        y = _normed(y, weight, bias, first_eps, inside, dim, FIRST_CENTRED, FIRST_ROUNDED, FIRST_BIAS, kind)
+    if MORE > 0:
+        y = (y + a).to(kind).to(tl.float32)
+        if MORE > 1:
+            y = (y + b).to(kind).to(tl.float32)
+        tl.store(sums + at, y.to(kind), mask=inside)
+    if LAST:
+        y = _normed(y, other_weight, other_bias, last_eps, inside, dim, LAST_CENTRED, LAST_ROUNDED, LAST_BIAS, kind)
+        tl.store(out + at, y.to(kind), mask=inside)
+
+
+def normalise(
+    x: Tensor, first: Norm | None, more: Sequence[Tensor], sums: Tensor | None, last: Norm | None, out: Tensor
+) -> None:
+    """Fill ``sums`` with ``first(x)``, or ``x``, plus ``more``, and ``out`` with ``last`` of that, in one launch.
+
+    Args:
+        x: ``(..., dim)``, contiguous, and so all of the others; several vectors only where nothing is added.
+        more: at most two.
+        last: ``None`` where there is nothing more to do than the sum; ``out`` is then left alone.
+    """
+    norm = last or first
+    dim = x.numel() if norm is None else norm.weight.shape[0]
+    spare = [*more, x, x]
+    warps = next((warps for longest, warps in WARPS if dim <= longest), 16)
+    _normalise[(x.numel() // dim,)](
+        *(x, *spare[:2], *_tensors(first, x), out if sums is None else sums, *_tensors(last, x), out),
+        *(first.eps if first else 0.0, first.offset if first else 0.0),
+        *(last.eps if last else 0.0, last.offset if last else 0.0, dim),
+        **_flags("FIRST", first),
+        **_flags("LAST", last),
+        **{"MORE": len(more), "WIDTH": triton.next_power_of_2(dim), "num_warps": warps, **overlapping(x)},
+    )
+
+
+def _tensors(norm: Norm | None, spare: Tensor) -> tuple[Tensor, Tensor]:
+    if norm is None:
+        return spare, spare
+    return norm.weight, norm.weight if norm.bias is None else norm.bias
+
+
+def _flags(name: str, norm: Norm | None) -> dict[str, bool]:
+    if norm is None:
+        return {name: False, f"{name}_CENTRED": False, f"{name}_ROUNDED": False, f"{name}_BIAS": False}
+    flags = {"CENTRED": norm.centred, "ROUNDED": norm.rounded, "BIAS": norm.bias is not None}
+    return {name: True, **{f"{name}_{flag}": value for flag, value in flags.items()}}
 
 
 def norm_of(module: nn.Module) -> Norm | None:

@@ -4,7 +4,7 @@ What a part computes is found by asking it; where our kernel does not give the s
 is nothing here about families.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sinkbench.attention.kernels.angles import Angles
 from sinkbench.engines.replacing import replaced
-from sinkbench.engines.single import norm, product, rotary
+from sinkbench.engines.single import norm, product, rotary, sums
+from sinkbench.engines.single.cosines import cosines_of
+from sinkbench.engines.single.ends import End, Ways
+from sinkbench.engines.single.pending import Pending
 from sinkbench.engines.single.pointwise import Overlapping
-
-__all__ = ["Overlapping", "single_parts"]
+from sinkbench.engines.single.steady import Steady
+from sinkbench.engines.turns import Turns
+from sinkbench.positions.rotary import Rope
 
 GELU_TANH = partial(F.gelu, approximate="tanh")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,30 +32,68 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
 }
+# Whose modules compute by torch's operations, which are seen one by one. Others, of quantised matrices, may launch
+# kernels that nobody sees: what these read has to be there.
+SEEN = "torch.", "transformers.models.", "transformers.activations", "transformers.pytorch_utils"
+
+
+class Parts:
+    """The parts of one model: what they share from one to the next."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.pending, self.steady = Pending(), Steady(model)
+        self.products = Products(self.pending)
+
+    def ends(self, turns: Sequence[Turns], *end: Tensor) -> None:
+        """Prepare to begin steps with these, and to end them as :class:`End` has it."""
+        self.ways, self.end = [Ways(one) for one in turns], End(*end)
+
+    def begin(self) -> None:
+        """The rotations of this step's query."""
+        for ways in self.ways:
+            ways.set(self.end.counter, self.end.position)
+
+    def finish(self, logits: Tensor) -> None:
+        """The loss of ``logits``, ``(vocabulary,)``; a step ends."""
+        self.pending.settle(logits)
+        self.end(logits.contiguous())
+
+    def overlapping(self, position: Tensor) -> Overlapping:
+        """A context for one forward at this position."""
+        return Overlapping(self.pending, self.steady, position)
+
+    def learnt(self) -> None:
+        """To be called after the first forward, which learns which matrices meet the same vector."""
+        self.products.learnt()
+
+    def unturned(self, query: Tensor, key: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Angles | None]:
+        """As :func:`rotary.unturned`."""
+        return rotary.unturned(query, key, rope, self.pending)
 
 
 @contextmanager
-def single_parts(model: PreTrainedModel) -> Iterator["Products"]:
-    """Within this context, matrices, gated feed-forward blocks, norms and rotary functions take one token quickly.
-
-    The first forward within it learns which matrices meet the same vector.
-    """
-    products = Products()
-    with replaced(model, partial(_forward, products=products), rotary.Turn):
-        yield products
+def single_parts(model: PreTrainedModel) -> Iterator[Parts]:
+    """Within this context, matrices, gated feed-forward blocks, norms and rotary functions take one token quickly."""
+    parts = Parts(model)
+    with replaced(model, partial(_forward, parts=parts), partial(rotary.Turn, pending=parts.pending)):
+        yield parts
 
 
-def _forward(module: nn.Module, products: "Products") -> Callable[..., Any] | None:
+def _forward(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
     """A quicker forward for ``module``; ``None`` where it keeps its own."""
+    if isinstance(module, nn.Linear) and _multiplies(module):
+        return partial(parts.products, module)
+    if not type(module).__module__.startswith(SEEN) and not any(module.children()):
+        return partial(_settled, module.forward, parts.pending)
     if isinstance(module, nn.Linear):
-        return partial(products, module) if _multiplies(module) else None
+        return None
     activation = gated_by(module)
     if activation is not None:
-        return partial(_gated, module, activation, module.forward)
+        return partial(_gated, module, activation, module.forward, parts.pending)
     if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
         return ACTIVATIONS.get(activation_of(module, torch.device("cpu")) or "")
     found = norm.norm_of(module)
-    return partial(_normalised, found, module.forward) if found else None
+    return partial(_normalised, found, module.forward, parts.pending) if found else cosines_of(module)
 
 
 def _multiplies(module: nn.Linear) -> bool:
@@ -74,8 +117,8 @@ class Products:
     Which do is learnt in the first forward.
     """
 
-    def __init__(self) -> None:
-        self.learning = True
+    def __init__(self, pending: Pending) -> None:
+        self.pending, self.learning = pending, True
         self.last: tuple[Tensor, nn.Linear] | None = None  # met in the forward that is learnt from
         self.companions: dict[nn.Linear, list[nn.Linear]] = {}  # a matrix, and those that follow it
         self.leader: nn.Linear | None = None
@@ -89,12 +132,16 @@ class Products:
         if x.numel() != module.in_features or x.dtype != module.weight.dtype:
             return F.linear(x, module.weight, module.bias)
         if self.learning:
+            self.pending.settle(x)
             self._learn(module, x)
             return F.linear(x, module.weight, module.bias)
         asked, answer = self.ready.pop(module, (None, None))
         if asked is x and answer is not None:
             return answer
         together = [module, *self.companions.get(module, ())]
+        if len(together) == 1:
+            return product.promised(x, module.weight, module.bias, self.pending)
+        self.pending.settle(x)
         answers = product.products(x.contiguous(), [m.weight for m in together], [m.bias for m in together])
         shaped = [y.view(*x.shape[:-1], -1) for y in answers]
         self.ready |= {m: (x, y) for m, y in zip(together[1:], shaped[1:], strict=True)}
@@ -139,12 +186,23 @@ def gated_by(module: nn.Module) -> str | None:
     return name if same else None
 
 
-def _gated(module: Any, activation: str, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _gated(module: Any, activation: str, plain: Callable[[Tensor], Tensor], pending: Pending, x: Tensor) -> Tensor:
     if x.numel() != module.gate_proj.in_features or x.dtype != module.gate_proj.weight.dtype:
         return plain(x)
+    pending.settle(x)
     inner = product.gated(x.contiguous(), module.gate_proj.weight, module.up_proj.weight, activation)
     return module.down_proj(inner.view(*x.shape[:-1], -1))
 
 
-def _normalised(found: norm.Norm, plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return found(x) if x.is_contiguous() and x.dtype == found.weight.dtype else plain(x)
+def _settled(plain: Callable[..., Any], pending: Pending, *args: Any, **kwargs: Any) -> Any:
+    pending.settle(*args, *kwargs.values())
+    return plain(*args, **kwargs)
+
+
+def _normalised(found: norm.Norm, plain: Callable[[Tensor], Tensor], pending: Pending, x: Tensor) -> Tensor:
+    if not x.is_contiguous() or x.dtype != found.weight.dtype:
+        return plain(x)
+    if x.numel() == x.shape[-1]:
+        return sums.normalised(x, found, pending)
+    pending.settle(x)
+    return found(x)

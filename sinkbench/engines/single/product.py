@@ -5,6 +5,7 @@ its matrices while the one before it, which makes the vector, still runs (:mod:`
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.engines.single.activation import activated
+from sinkbench.engines.single.pending import Pending, whole
 
 MOST = 3  # matrices a launch
 WARPS = 4
@@ -43,7 +45,7 @@ def _dot(part, weight, x, rows, there, depth, DEPTH: tl.constexpr):
 @triton.jit
 def _multiply(
     x, out, first, second, third, first_bias, second_bias, third_bias, first_rows, second_rows, third_rows, depth,
-    BIAS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr,
+    BIAS: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     begin_next(OVERLAP)
     program = tl.program_id(0)
@@ -63,6 +65,8 @@ def _multiply(
     got = _dot(part, weight, x, rows, there, depth, DEPTH)
     if BIAS:
         got += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)
+    if KIND != "none":
+        got = activated(got.to(out.dtype.element_ty).to(tl.float32), KIND)
     tl.store(out + place + rows, got.to(out.dtype.element_ty), mask=there)
 
 
@@ -88,14 +92,27 @@ def _shape(depth: int) -> tuple[int, int]:
     return LONG if triton.cdiv(depth, at_once) * at_once <= WASTE * depth else SHORT
 
 
-def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
+def products(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str = "none"
+) -> list[Tensor]:
     """``weight @ x + bias`` for at most :data:`MOST` matrices ``(n, depth)``; ``x`` of ``depth`` numbers, any shape.
+
+    Args:
+        activation: what is computed of each number, rounded as torch would before.
 
     Returns:
         A vector ``(n,)`` for each, summed in float32.
     """
     sizes = [weight.shape[0] for weight in weights]
     out = x.new_empty(sum(sizes))
+    _launch(x, weights, biases, activation, out)
+    return list(out.split(sizes))
+
+
+def _launch(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activation: str, out: Tensor
+) -> None:
+    sizes = [weight.shape[0] for weight in weights]
     spare = MOST - len(sizes)
     rows, depth = _shape(weights[0].shape[1])
     biased = biases[0] is not None
@@ -104,9 +121,46 @@ def products(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | Non
         *[bias if bias is not None else out for bias in biases],
         *[out] * spare,
         *(*sizes, *[0] * spare, weights[0].shape[1]),
-        **{"BIAS": biased, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
+        **{"BIAS": biased, "KIND": activation, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
     )
-    return list(out.split(sizes))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A promise of ``activation(weight @ x + bias)``."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    activation: str
+    result: Tensor
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        return (self.result,)
+
+    @property
+    def reads(self) -> tuple[Tensor, ...]:
+        return (self.x,)
+
+    def keep(self, pending: Pending) -> None:
+        pending.settle(self.x)
+        _launch(self.x.contiguous(), [self.weight], [self.bias], self.activation, self.result)
+
+
+def promised(x: Tensor, weight: Tensor, bias: Tensor | None, pending: Pending, activation: str = "none") -> Tensor:
+    """``activation(weight @ x + bias)``, ``(..., n)``, promised."""
+    result = x.new_empty(*x.shape[:-1], weight.shape[0])
+    pending.promise(Product(x, weight, bias, activation, result))
+    return result
+
+
+def activated_product(x: Tensor, activation: str, pending: Pending) -> Tensor | None:
+    """The activation of ``x``, along with the product that it is promised to be; ``None`` where it is none."""
+    found = pending.of(x)
+    if not isinstance(found, Product) or found.activation != "none" or not whole(x, found.result):
+        return None
+    return promised(found.x, found.weight, found.bias, pending, activation).view(x.shape)
 
 
 def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:

@@ -1,36 +1,19 @@
-"""The rotary functions of transformers' models, for one token, as one Triton launch."""
+"""The rotary functions of transformers' models, for one token, as one Triton launch or none."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
-
-
-class Layout(NamedTuple):
-    """How a rotary function pairs features and reads its angles.
-
-    Attributes:
-        interleaved: whether features ``2i`` and ``2i + 1`` are a pair, and not ``i`` and one half the features on.
-        by_pair: whether pair ``i`` reads angle ``i``, and not each feature its own.
-        short: whether there are as many angles as pairs, and not as many as features.
-    """
-
-    interleaved: bool
-    by_pair: bool
-    short: bool
-
-    def angles(self, count: int, device: torch.device) -> Tensor:
-        """``count`` random angles, laid out so."""
-        if self.short:
-            return torch.rand(count, device=device)
-        each = torch.rand(count // 2, device=device)
-        return each.repeat_interleave(2) if self.interleaved and not self.by_pair else torch.cat((each, each))
-
+from sinkbench.attention.kernels.pairs import paired
+from sinkbench.engines.single.pending import Pending, memory, whole
+from sinkbench.positions.rotary import Rope
 
 LAYOUTS = (
     Layout(False, False, False),  # Llama
@@ -54,16 +37,7 @@ def _turn(
         source, target, stride = second, second_out, second_stride
     f = tl.arange(0, WIDTH)
     inside, turning = f < dim, f < rotating
-    half = rotating // 2
-    if INTERLEAVED:
-        low = f % 2 == 0
-        partner = tl.where(low, f + 1, f - 1)
-        pair = f // 2
-    else:
-        low = f < half
-        partner = tl.where(low, f + half, f - half)
-        pair = tl.where(low, f, f - half)
-    angle = pair if BY_PAIR else f
+    low, partner, angle, _ = paired(f, rotating, INTERLEAVED, BY_PAIR)
     wait_for_last(OVERLAP)
     x = tl.load(source + head * stride + f, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(source + head * stride + partner, mask=turning, other=0.0).to(tl.float32)
@@ -73,18 +47,73 @@ def _turn(
     tl.store(target + head * dim + f, turned.to(target.dtype.element_ty), mask=inside)
 
 
-def turned(heads: Sequence[Tensor], cos: Tensor, sin: Tensor, layout: Layout) -> tuple[Tensor, ...]:
-    """One tensor or two of a token's heads, ``(1, H, 1, D)``, turned; features that no angle reaches stay."""
-    dim, rotating = heads[0].shape[-1], cos.numel() * (2 if layout.short else 1)
-    out = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in heads]
+def turn(heads: Sequence[Tensor], angles: Angles, out: Sequence[Tensor]) -> None:
+    """Fill ``out`` with one tensor or two of a token's heads, ``(1, H, 1, D)``, turned."""
+    dim, layout = heads[0].shape[-1], angles.layout
     counts = [x.numel() // dim for x in heads]
     _turn[(sum(counts),)](
-        *(heads[0], heads[-1], cos.contiguous(), sin.contiguous(), out[0], out[-1], counts[0]),
-        *(_stride(heads[0]), _stride(heads[-1]), rotating, dim),
+        *(heads[0], heads[-1], angles.cos, angles.sin, out[0], out[-1], counts[0]),
+        *(_stride(heads[0]), _stride(heads[-1]), angles.rotating, dim),
         **{"INTERLEAVED": layout.interleaved, "BY_PAIR": layout.by_pair},
-        **{"WIDTH": triton.next_power_of_2(dim), "num_warps": 1, **overlapping(cos)},
+        **{"WIDTH": triton.next_power_of_2(dim), "num_warps": 1, **overlapping(angles.cos)},
     )
-    return tuple(out)
+
+
+@dataclass(frozen=True)
+class Turning:
+    """A promise of heads, turned."""
+
+    reads: tuple[Tensor, ...]
+    angles: Angles
+    results: tuple[Tensor, ...]
+
+    def keep(self, pending: Pending) -> None:
+        pending.settle(*self.reads)
+        turn(self.reads, self.angles, self.results)
+
+    def source(self, x: Tensor) -> Tensor | None:
+        """The heads that ``x``, one of the results whole, is made of."""
+        return next((s for s, r in zip(self.reads, self.results, strict=True) if whole(x, r)), None)
+
+
+def promised(heads: Sequence[Tensor], angles: Angles, pending: Pending) -> tuple[Tensor, ...]:
+    """``heads``, turned; features that no angle reaches stay."""
+    results = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in heads)
+    pending.promise(Turning(tuple(heads), angles, results))
+    return results
+
+
+def joined(parts: Sequence[Tensor], pending: Pending) -> Tensor | None:
+    """Heads of which the first of two ``parts`` is turned, promised as one; ``None`` where that is not what they are.
+
+    Many models turn a slice of each head, and join it and the rest anew: all of that is one rotation of the whole head.
+    """
+    first = pending.of(parts[0]) if len(parts) == 2 else None
+    source = first.source(parts[0]) if isinstance(first, Turning) else None
+    if source is None or not isinstance(first, Turning):
+        return None
+    rest = parts[1]
+    if not rest.numel():
+        return parts[0]
+    beside = source.data_ptr() + source.shape[-1] * source.element_size() == rest.data_ptr()
+    alike = (rest.dtype, rest.shape[:-1], rest.stride()) == (source.dtype, source.shape[:-1], source.stride())
+    if not beside or not alike or memory(rest) != memory(source):
+        return None
+    shape = *source.shape[:-1], source.shape[-1] + rest.shape[-1]
+    return promised((source.as_strided(shape, source.stride()),), first.angles, pending)[0]
+
+
+def unturned(query: Tensor, key: Tensor, rope: Rope | None, pending: Pending) -> tuple[Tensor, Tensor, Angles | None]:
+    """Heads ``(1, H, 1, D)`` as ``(H, D)``, and by which angles an attention has to turn them; ``None`` where not."""
+    found = [pending.of(x) for x in (query, key)]
+    sources = [p.source(x) for p, x in zip(found, (query, key), strict=True) if isinstance(p, Turning)]
+    angles = [p.angles for p in found if isinstance(p, Turning)]
+    if len(sources) < 2 or any(s is None for s in sources) or not angles[0].same(angles[1]) or not angles[0].of(rope):
+        pending.settle(query, key)
+        return query[0, :, 0], key[0, :, 0], None
+    pending.settle(*sources)
+    rows = [x.as_strided((x.numel() // x.shape[-1], x.shape[-1]), (_stride(x), 1)) for x in sources if x is not None]
+    return rows[0], rows[1], angles[0]
 
 
 def _stride(x: Tensor) -> int:
@@ -99,21 +128,22 @@ class Turn:
     layout it has is found at its first call for one token, by asking the function itself.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], pending: Pending | None = None) -> None:
+        self.function, self.pending = function, pending or Pending()
         self.layouts: dict[tuple[Any, ...], Layout | None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         heads, cos, sin = _parts(args)
         if kwargs or not heads or not all(_fits(x, cos, sin) for x in heads):
             return self.function(*args, **kwargs)
+        self.pending.settle(cos, sin)
         shape = (heads[0].shape[-1], cos.shape[-1], heads[0].dtype)
         if shape not in self.layouts:
             self.layouts[shape] = self._layout(heads, cos)
         layout = self.layouts[shape]
         if layout is None:
             return self.function(*args)
-        out = turned(heads, cos, sin, layout)
+        out = promised(heads, Angles(cos.contiguous(), sin.contiguous(), layout), self.pending)
         return out if len(heads) > 1 else out[0]
 
     def _layout(self, heads: Sequence[Tensor], cos: Tensor) -> Layout | None:
@@ -127,7 +157,7 @@ class Turn:
                 wanted = self.function(*some, c, s) if len(some) > 1 else (self.function(*some, s, c),)
             except Exception:  # its angles are laid out in another way
                 continue
-            got = turned(some, c, s, layout)
+            got = promised(some, Angles(c, s, layout), Pending())
             if all(_same(w, g) for w, g in zip(wanted, got, strict=True)):
                 return layout
         return None
