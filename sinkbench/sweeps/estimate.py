@@ -26,6 +26,7 @@ from sinkbench.models.sizes import ModelSizes
 from sinkbench.strategies import LayerPlan, Plan
 from sinkbench.strategies.reference import reference_run
 from sinkbench.strategies.registry import chosen_by
+from sinkbench.sweeps.lengths import streams_of, windows_asked
 
 # Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
 # one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
@@ -94,9 +95,17 @@ def estimate(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
     Raises:
         UserError: sizes that leave no window, or what the engine cannot run.
     """
-    found, alone = _Run(options, shape, device), reference_run(options)
+    if options.protocol != "stream":
+        return _Run(options, shape, device).windows_estimate()
+    found = [(count, _of_one(options.but(num_tokens=n), shape, device)) for count, n in streams_of(options)]
+    return Estimate(max(one.vram_bytes for _, one in found), sum(count * one.seconds for count, one in found))
+
+
+def _of_one(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
+    """Of one stream."""
+    alone = reference_run(options)
     if alone is None:
-        return found.estimate()
+        return _Run(options, shape, device).estimate()
     # a reference has forwards and a cache of its own, and neither is captured
     own, beside = _Run(options.but(cuda_graphs=False), shape, device).estimate(), _Run(alone, shape, device)
     return Estimate(own.vram_bytes + beside.cache_bytes, own.seconds + beside.estimate().seconds)
@@ -109,18 +118,29 @@ class _Run:
     device: Device
 
     def estimate(self) -> Estimate:
-        memory = self.weights + self.cache_bytes + self.state_bytes
-        if self.device.kind == "cuda":
-            memory += WORKSPACE
+        memory = self.weights + self.cache_bytes + self.state_bytes + self.workspace
         if self.plan.context is not None:
             seconds = self.fresh_seconds
         elif self.is_parallel:
             seconds = self.parallel_seconds
         else:
             seconds = self.stepwise_seconds
-        # of documents, as many as are asked for, each as long as it may be; their number is not known otherwise
-        documents = self.options.num_samples or 1 if self.options.documents else 1
-        return Estimate(memory, documents * (seconds + self.options.num_tokens * A_ROW[self.options.engine]))
+        return Estimate(memory, seconds + self.options.num_tokens * A_ROW[self.options.engine])
+
+    def windows_estimate(self) -> Estimate:
+        """Of windows without a cache: what is fed passes the layers, and what counts the head."""
+        windows = windows_asked(self.options)
+        fed, counted = sum(one.fed for one in windows), sum(one.predictions for one in windows)
+        pairs = sum(one.fed**2 for one in windows) / 2
+        head, longest = self.shape.head_weights, max(one.fed for one in windows)
+        together = min(fed, max(1, self.chunk // longest) * longest)
+        seconds = fed * self.product_seconds(self.shape.met_weights - head) + counted * self.product_seconds(head)
+        seconds += self.attention_seconds(self.shape.layers * pairs) + counted * A_ROW["parallel"]
+        return Estimate(self.weights + together * self.a_state + 3 * SLICE_BYTES + self.workspace, seconds)
+
+    @property
+    def workspace(self) -> int:
+        return WORKSPACE if self.device.kind == "cuda" else 0
 
     @cached_property
     def plan(self) -> Plan:

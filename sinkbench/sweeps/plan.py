@@ -15,6 +15,7 @@ from sinkbench.models.loading import Checkpoint, load_tokenizer, locate
 from sinkbench.results.record import read_record
 from sinkbench.results.rows import complete_rows_in
 from sinkbench.runs.key import identified, weights_of
+from sinkbench.runs.protocol import tokens_for
 from sinkbench.runs.record import now, write_json
 from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
 from sinkbench.runs.tracing import lacks_trace
@@ -102,12 +103,12 @@ class _Shared:
         self.streams = once(self._read)
 
     def identity(self, config: RunConfig) -> dict[str, Any]:
-        streams = self.streams((config.model, config.source, config.num_tokens))
+        streams = self.streams((config.model, config.source, tokens_for(config)))
         return identified(config, chosen_by(config), streams.tokens, self.weights(config.model))
 
     def _read(self, wanted: tuple[ModelSource, Source, int]) -> Streams:
         model, source, count = wanted
-        return read_streams(source, count + 1, lambda: load_tokenizer(self.checkpoint(model)))
+        return read_streams(source, count, lambda: load_tokenizer(self.checkpoint(model)))
 
 
 def once(work: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -15,11 +15,13 @@ from tiny import HYBRID, STREAMABLE, plan
 from sinkbench.cache.stream import StreamCache
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.errors import UserError
+from sinkbench.models.embedded import source_files
 from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps import estimate as module
 from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
 from sinkbench.sweeps.experiment import read_experiments
+from sinkbench.sweeps.lengths import BYTES_A_TOKEN
 
 GIB = 2**30
 # DESIGN's numbers for one H200: bytes a second, and operations a second in bfloat16 and in float32
@@ -304,3 +306,40 @@ def test_a_reference_has_a_cache_and_forwards_of_its_own() -> None:
     beside = found(reference="transformers")
     assert beside.seconds == pytest.approx(alone.seconds + dense.seconds)
     assert beside.vram_bytes - alone.vram_bytes == 65536 * 2 * 32 * 32 * 128 * 2
+
+
+# How much is read
+
+
+def seconds(**more: Any) -> float:
+    return estimate(options("parallel", dtype="bfloat16", **more), shape("llama_2_7b"), H200).seconds
+
+
+def test_a_protocol_costs_what_its_windows_feed() -> None:
+    def of(protocol: str, **more: Any) -> module.Estimate:
+        line = {"experiment": "transformers", "protocol": protocol, "num_tokens": 65535, "context_length": 2048}
+        return estimate(options("parallel", **line, **more), shape("llama_2_7b"), H200)
+
+    disjoint, dense = of("windows"), seconds(experiment="transformers", num_tokens=65535)
+    assert disjoint.seconds < dense  # 65,536 keys are more than 2,048
+    assert of("strided", stride=1024).seconds == pytest.approx(2 * disjoint.seconds, rel=0.1)
+    assert of("strided", stride=2048).seconds == pytest.approx(disjoint.seconds, rel=0.02)
+    assert of("rolling").seconds == pytest.approx(disjoint.seconds, rel=0.02)
+    assert of("llamacpp").seconds < disjoint.seconds  # half of its predictions pass the head
+    cache = 65536 * 2 * 32 * 32 * 128 * 2
+    whole = estimate(options("parallel", experiment="transformers", num_tokens=65535), shape("llama_2_7b"), H200)
+    assert disjoint.vram_bytes < whole.vram_bytes - cache / 2
+
+
+def test_documents_of_the_library_are_as_long_as_its_files() -> None:
+    line = {"documents": True, "dataset_name": "stdlib", "num_tokens": 10**6}
+    files = [len(text.encode()) for _, text in source_files()]
+    one_stream = seconds(num_tokens=round(sum(files) / BYTES_A_TOKEN))
+    assert seconds(**line) == pytest.approx(one_stream, rel=0.5)
+    assert seconds(**line, num_samples=10) < seconds(**line, num_samples=100) < seconds(**line)
+    assert seconds(**line | {"num_tokens": 100}) < seconds(**line) / 10
+
+
+def test_documents_of_unknown_length_are_as_long_as_they_may_be() -> None:
+    line = {"documents": True, "dataset_name": "some/dataset", "num_tokens": 4096}
+    assert seconds(**line, num_samples=7) == pytest.approx(7 * seconds(num_tokens=4096))
