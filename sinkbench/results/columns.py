@@ -47,6 +47,7 @@ class Drawing:
         logarithmic: whether the axis is; what is not above 0 is then not drawn.
         substitute: the column drawn in its place where no run has this one, and why that is.
         missing: what to say where no run has the column, nor its substitute.
+        axis: beside the figure of a report, where the label is too long for a small screen.
     """
 
     feature: str
@@ -58,6 +59,7 @@ class Drawing:
     logarithmic: bool = False
     substitute: tuple[str, str] | None = None
     missing: str = "run the experiments again"
+    axis: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ _DECLARED = (
             *("kl", "Divergence from the reference", "-", averaged),
             logarithmic=True,
             missing="run the experiments with --reference transformers",
+            axis="KL to the reference",
         ),
     ),
     Measure(

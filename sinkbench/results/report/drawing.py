@@ -49,27 +49,37 @@ def page_figures(runs: Sequence[Run], looks: Mapping[str, Look]) -> list[PageFig
     found = []
     for measure, drawing in drawn_measures():
         check()
+        measured = [run for run in runs if measure.column in run.frame and run.frame[measure.column].notna().any()]
         curves = {}
-        for run in runs:
+        for run in measured:
             curve = curve_of(run.frame, measure.column, drawing.transform, POINTS, drawing.logarithmic)
             if curve:
                 curves[run.name] = curve
         if curves:
-            figure = _figure(measure, drawing, curves, looks)
-            found.append(PageFigure(drawing.heading, measure.note, figure.to_json()))
+            shown = _within_decades(curves) if drawing.logarithmic else curves
+            small = [run.name for run in measured if run.name not in shown] if drawing.logarithmic else []
+            note = f"{measure.note} Too small to be drawn: {', '.join(small)}." if small else measure.note
+            found.append(PageFigure(drawing.heading, note, _figure(measure, drawing, shown, looks).to_json()))
     return found
+
+
+def _within_decades(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """Those of which a part is high enough for a logarithmic axis."""
+    top = max(float(y.max()) for _, y in curves.values())
+    return {name: (x, y) for name, (x, y) in curves.items() if y.max() > top / 10**DECADES}
 
 
 def _figure(measure: Measure, drawing: Drawing, curves: Mapping[str, Curve], looks: Mapping[str, Look]) -> go.Figure:
     """All runs in one figure."""
     unit, factor = measure.unit(max(float(y.max()) for _, y in curves.values()))
     curves = {name: (x, y * factor) for name, (x, y) in curves.items()}
-    label = f"{measure.label_within} ({unit})" if unit else measure.label_within
+    what = drawing.axis or measure.label_within
+    label = f"{what} ({unit})" if unit else what
     figure = go.Figure(layout=_layout(label, drawing.from_zero, list(curves.values())))
     if drawing.logarithmic:
         top = max(float(np.log10(y.max())) for _, y in curves.values())
         logs = [(x, np.log10(y).clip(min=top - DECADES)) for x, y in curves.values()]
-        figure.update_yaxes(type="log", range=_range(logs, False))
+        figure.update_yaxes(type="log", range=_range(logs, False), exponentformat="power")
     for number, (name, (x, y)) in enumerate(curves.items()):
         look = looks[name]
         under = min(len(curves) - 1 - number, 2)  # wider, so that a curve below another shows

@@ -300,3 +300,33 @@ def test_the_page_loads_nothing_by_its_source(page_file):
     source = page_file.read_text()
     own = re.sub(r"<script>.*?</script>", "", source, flags=re.DOTALL)
     assert not re.search(r"(?:src|href)=\"?(?!#)|url\(|@import|https?:", own)
+
+
+@pytest.fixture
+def diverging(folder, tmp_path):
+    """The runs, as if one had a reference that it hardly leaves, one that it leaves, and one that it never leaves."""
+    place = tmp_path / "diverging"
+    shutil.copytree(folder, place)
+    for name, kl in (("transformers", 0.0), ("windowed", 3e-1), ("attention_sinks", 1e-4)):
+        rows = pd.read_csv(place / f"{name}.csv")
+        rows.assign(kl=kl * (1 + rows.index / len(rows)), same_top=1, reference_nll=rows.nll).to_csv(
+            place / f"{name}.csv", index=False
+        )
+    return place
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("width", [390, 1280])
+def test_divergence_is_drawn_over_decades_and_its_axis_says_what_it_is(opened, diverging, width):
+    page = opened(next(path for path in write_report([diverging]) if path.suffix == ".html"), width)
+    found = plot(page, "Divergence from the reference")
+    title, figure = found.locator(".ytitle").bounding_box(), found.bounding_box()
+    assert figure["y"] <= title["y"] and title["y"] + title["height"] <= figure["y"] + figure["height"]
+    assert found.locator(".ytitle").text_content() == "KL to the reference (nats)"
+    names = found.evaluate("plot => plot._fullData.map(trace => trace.name)")
+    assert names == ["windowed", "attention_sinks"]
+    caption = page.locator("figcaption", has_text="Divergence from the reference").inner_text()
+    assert caption.endswith("lower is better. Too small to be drawn: transformers.")
+    low, high = ranges(found)[2:]
+    assert low < -4 < math.log10(0.6) < high
+    assert not any("µ" in tick for tick in found.locator(".ytick").all_text_contents())
