@@ -42,7 +42,8 @@ def attend(
     out, log_sum = band(query, key, value, first, begin, layer.plan, scores)
     if count:
         rotation = _for_sinks(layer, query, rotations)
-        fused = scores.plain and scores.extra is None and triton is not None and query.is_cuda
+        kernel = triton is not None and query.is_cuda and query.dtype != torch.float64  # it computes in float32
+        fused = kernel and scores.plain and scores.extra is None
         causal = max(0, count - first)  # the sinks themselves do not see all sinks
         if fused:
             rest = slice(causal, None)
