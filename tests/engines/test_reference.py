@@ -1,6 +1,7 @@
 """The divergence from a reference is that of the full distributions, by every engine; of itself there is none."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from sinkbench.engines.streams import run_many
 from sinkbench.errors import UserError
 
 CLOSE = 1e-4
+devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 engines = pytest.mark.parametrize("engine", ["stepwise", "parallel"])
 
 
@@ -35,15 +37,21 @@ def measured(engine, model, plan, reference, stream, start=0, chunk=7):
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in columns.items()}
 
 
+def on(device, model):
+    """The model there, and not the one that tests share."""
+    return model if device == "cpu" else deepcopy(model).to(device)
+
+
 @torch.inference_mode()
 def dense_logits(model, stream):
-    return model(input_ids=stream[None, :-1], use_cache=False).logits[0].double()
+    return model(input_ids=stream[None, :-1].to(model.device), use_cache=False).logits[0].double().cpu()
 
 
 @torch.inference_mode()
 def recomputed_logits(model, stream, width):
-    windows = [stream[max(0, t + 1 - width) : t + 1] for t in range(len(stream) - 1)]
-    return torch.cat([model(input_ids=window[None], use_cache=False).logits[0, -1:].double() for window in windows])
+    windows = [stream[max(0, t + 1 - width) : t + 1].to(model.device) for t in range(len(stream) - 1)]
+    logits = [model(input_ids=window[None], use_cache=False).logits[0, -1:].double() for window in windows]
+    return torch.cat(logits).cpu()
 
 
 @torch.inference_mode()
@@ -51,7 +59,8 @@ def cached_logits(model, plan, stream):
     """Through our cache token by token, whose logits other tests hold against independent code."""
     cache = StreamCache(model, plan)
     with one_by_one(model, cache, len(stream)) as feed:
-        return torch.cat([feed(token[None]).logits[0, -1:].double() for token in stream[:-1]])
+        tokens = stream[:-1].to(model.device)
+        return torch.cat([feed(token[None]).logits[0, -1:].double() for token in tokens]).cpu()
 
 
 def assert_diverges(found, q, p, stream):
@@ -73,9 +82,10 @@ ALONE = {"qwen3_next", "gpt2"}  # read token by token only
 BOTH = [(family, engine) for family in EVERY for engine in ("stepwise", "parallel")[: 1 if family in ALONE else 2]]
 
 
+@devices
 @pytest.mark.parametrize(("family", "engine"), BOTH)
-def test_it_is_that_of_full_logits_of_transformers(family, engine):
-    model, stream = EVERY[family](), tiny.tokens(44)
+def test_it_is_that_of_full_logits_of_transformers(family, engine, device):
+    model, stream = on(device, EVERY[family]()), tiny.tokens(44)
     plan, reference = tiny.plan(model, "recompute", 9), tiny.plan(model, "transformers")
     found = measured(engine, model, plan, reference, stream)
     assert_diverges(found, recomputed_logits(model, stream, 9), dense_logits(model, stream), stream)
@@ -107,14 +117,16 @@ def strategies():
             yield pytest.param(strategy, kv_format, engine, marks=pytest.mark.heavy if compiles else ())
 
 
+@devices
 @pytest.mark.parametrize(("strategy", "kv_format", "engine"), strategies())
-def test_every_strategy_and_format_has_it(strategy, kv_format, engine, wide):
-    stream = tiny.tokens(60)
+def test_every_strategy_and_format_has_it(strategy, kv_format, engine, device, wide):
+    wide, stream = on(device, wide), tiny.tokens(60)
     plan = tiny.plan(wide, strategy, 12, 2, kv_format=kv_format, **PARAMETERS.get(strategy, {}))
     found = measured(engine, wide, plan, tiny.plan(wide, "transformers"), stream, chunk=17)
     assert_diverges(found, cached_logits(wide, plan, stream), dense_logits(wide, stream), stream)
 
 
+@devices
 @engines
 @pytest.mark.parametrize(
     ("family", "strategy"),
@@ -123,8 +135,8 @@ def test_every_strategy_and_format_has_it(strategy, kv_format, engine, wide):
         *(("mpt", "attention_sinks"), ("gemma3", "attention_sinks"), ("dynamic", "windowed")),
     ],
 )
-def test_of_itself_it_is_exactly_0(family, strategy, engine):
-    model = shared(family)
+def test_of_itself_it_is_exactly_0(family, strategy, engine, device):
+    model = on(device, shared(family))
     plan = tiny.plan(model, strategy, 12, None, **PARAMETERS.get(strategy, {}))
     found = measured(engine, model, plan, plan, tiny.tokens(40), chunk=None)
     assert found["kl"].tolist() == [0.0] * 39
