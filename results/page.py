@@ -32,6 +32,7 @@ from sinkbench.results.run import DENSE, Run
 from sinkbench.validation import MOST
 
 ROWS = 400  # of a run that are kept
+FEW = 10  # documents, of which drawing some says nothing
 MAIN = ("windowed", "attention_sinks", "context_shift", "pyramid", "h2o", "tova")
 GUARDED = ("knorm", "keydiff", "random")  # in figures with four sinks and recent tokens
 Runs = Mapping[str, Run]
@@ -57,6 +58,11 @@ class Row:
     loss: Interval
     agrees: Interval
     tied: bool = False
+
+    @property
+    def sure(self) -> bool:
+        """Whether intervals say anything: of a stream, or of documents enough."""
+        return self.streams is None or len(np.unique(self.streams)) >= FEW
 
     @property
     def divergence(self) -> Interval:
@@ -91,7 +97,7 @@ def ranked(rows: list[Row], budget: int) -> list[Row]:
     """Those of one budget, the nearest to dense attention first, with who is tied with it."""
     mine = sorted((row for row in rows if row.budget == budget), key=lambda row: row.kl.mean())
     best = mine[0].kl
-    return [replace(row, tied=interval(row.kl - best, streams=row.streams).low <= 0) for row in mine]
+    return [replace(row, tied=row.sure and interval(row.kl - best, streams=row.streams).low <= 0) for row in mine]
 
 
 def shown(value: Interval, digits: int = 3) -> str:
@@ -133,7 +139,7 @@ def summary(rows: list[Row]) -> str:
         cells = []
         for budget in budgets:
             row = by_budget[budget].get(name)
-            text = shown(row.divergence) if row else ""
+            text = (shown(row.divergence) if row.sure else f"{row.kl.mean():.3f}") if row else ""
             cells.append(f"**{text}**" if row and row.tied else text)
         lines.append([f"`{name}`", *cells])
     return table(["KL (nats)", *(f"{budget:,}" for budget in budgets)], lines)
@@ -203,8 +209,10 @@ def thin(full: Path, to: Path) -> None:
 
 
 def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
-    """Frontiers of all corpora; of the first, recall, retention and perplexity over the stream."""
-    for number, corpus in enumerate(corpora):
+    """Frontiers; of the first corpus, a stream, recall, retention and perplexity over it."""
+    for number, (corpus, of) in enumerate(corpora.items()):
+        if not of[0].sure:
+            continue
         chosen = [path for path in sorted((full / corpus).glob("*.csv")) if _drawn(path.stem)]
         title = f"SmolLM2-135M, {corpus}: what a budget costs, and what it loses"
         output = page / f"frontier{f'_{corpus}' if number else ''}.png"
@@ -255,7 +263,7 @@ def main(full: Path, page: Path, steps: Path | None = None) -> None:
     readme.write_text(written(readme.read_text(), text))
     parts = ["# Rankings by budget"]
     for corpus, of in rows.items():
-        parts += [f"## {corpus}", *ranking(of)]
+        parts += [f"## {corpus}", *ranking(of)] if of[0].sure else []
     (page / "ranking.md").write_text("\n\n".join(parts) + "\n")
     figures(full, page, rows)
     thin(full, page)
