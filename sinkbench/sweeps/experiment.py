@@ -91,13 +91,17 @@ class Experiments:
         The runs of one model, dataset and dtype lie in one folder: ``output_dir``, or folders in it named after those
         of the three that vary.
         """
+        return list(self._cells)
+
+    @cached_property
+    def _cells(self) -> list[RunConfig]:
         o = self.options
-        groups = product(o.model_name_or_path, o.dtype, o.dataset_name)
+        groups = product(o.model_name_or_path, o.dtype, map(_data, o.dataset_name))
         return [
-            _about_data(kept, dataset).but(
-                model_name_or_path=model, dtype=dtype, output_dir=self._folder(model, _name(dataset), dtype)
+            _about_data(kept, about).but(
+                model_name_or_path=model, dtype=dtype, output_dir=self._folder(model, about["dataset_name"], dtype)
             )
-            for model, dtype, dataset in groups
+            for model, dtype, about in groups
             for kept in self._kept
         ]
 
@@ -175,18 +179,19 @@ def _name(entry: str | dict[str, Any], axis: str = "experiment") -> str:
     return name
 
 
-def _about_data(config: RunConfig, entry: str | dict[str, Any]) -> RunConfig:
-    """``config`` over the text that an entry of ``dataset_name`` says."""
-    own = _data(entry)
-    if len(own) == 1:
-        return config.but(**own)
-    return _run(config.model_dump() | own).but(objects=config.objects)
+def _about_data(config: RunConfig, about: dict[str, Any]) -> RunConfig:
+    """``config`` with these options about the dataset."""
+    if len(about) == 1:
+        return config.but(**about)
+    return _run(config.model_dump() | about).but(objects=config.objects)
 
 
 def _data(entry: str | dict[str, Any]) -> dict[str, Any]:
     """The options that an entry of ``dataset_name`` gives."""
     name = _name(entry, "dataset_name")
-    table = {} if isinstance(entry, str) else {key: entry[key] for key in entry if key != "name"}
+    if isinstance(entry, str):
+        return {"dataset_name": name}
+    table = {key: entry[key] for key in entry if key != "name"}
     known = [option for option, said in options_of(RunConfig).items() if said.panel == DATA and not said.axis]
     known += OF_TEXT
     for key in table:
