@@ -119,8 +119,20 @@ class Experiments:
         """One configuration for each strategy and its sizes, named after what varies."""
         distinct: dict[str, RunConfig] = {}
         for config in self._combinations():
-            distinct.setdefault(_identity(config), config)
+            distinct.setdefault(self._identity(config), config)
         return _apart([config.but(name=self._stem(config)) for config in distinct.values()])
+
+    @cached_property
+    def _known(self) -> dict[tuple[Any, ...], str]:
+        """Identities, by what decides them: thousands of runs are told apart by a few values of each size."""
+        return {}
+
+    def _identity(self, config: RunConfig) -> str:
+        c = config
+        about = c.experiment, repr(c.set), c.positions, c.kv_format, c.window_size, c.attention_sink_size
+        if about not in self._known:
+            self._known[about] = json.dumps(chosen_by(config).identity, sort_keys=True)
+        return self._known[about]
 
     def _combinations(self) -> Iterator[RunConfig]:
         o = self.options
@@ -139,10 +151,10 @@ class Experiments:
 
     def _stem(self, config: RunConfig) -> str:
         """The strategy, its parameters, and those of the sizes that make a difference to it here."""
-        o, stem, own = self.options, file_stem(config, chosen_by(config)), _identity(config)
+        o, stem, own = self.options, file_stem(config, chosen_by(config)), self._identity(config)
         for name, short in (("window_size", "window"), ("attention_sink_size", "sinks")):
             others = (value for value in getattr(o, name) if value != getattr(config, name))
-            if any(_identity(config.but(**{name: value})) != own for value in others):  # mostly the first does
+            if any(self._identity(config.but(**{name: value})) != own for value in others):  # mostly the first does
                 stem += f"-{short}_{getattr(config, name)}"
         return stem
 
@@ -207,10 +219,6 @@ def _entry(entry: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any
     own: dict[str, Any] = {key: table.pop(key) for key in OF_ENTRY if key in table}
     known = find(name).kind.model_fields
     return {"experiment": name, "set": {k: v for k, v in common.items() if k in known} | table, **own}
-
-
-def _identity(config: RunConfig) -> str:
-    return json.dumps(chosen_by(config).identity, sort_keys=True)
 
 
 def read_experiments(path: Path) -> Experiments:

@@ -46,10 +46,15 @@ def test_a_table_that_is_too_long_to_be_laid_out_has_a_line_a_cell(here, file, t
 
 
 @pytest.mark.heavy
-def test_ten_thousand_cells_take_ten_seconds(sinkbench, file):
-    """Of the processor: other processes share it."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    shown = sinkbench("sweep", file(windows=2000), "--dry-run")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (shown.returncode, "10000 runs" in shown.stdout) == (0, True)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+def test_ten_thousand_cells_take_no_more_than_two_and_a_half_times_what_ten_take(sinkbench, file):
+    """Of the processor, which others share and whose speed changes: ten cost what it takes to begin."""
+
+    def cost(windows):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        shown = sinkbench("sweep", file(windows), "--dry-run")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert (shown.returncode, f"{5 * windows} runs" in shown.stdout) == (0, True)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    ten = min(cost(2) for _ in range(2))
+    assert cost(2000) < 2.5 * ten
