@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 import sinkbench
-from sinkbench.results.traces import trace_of
+from sinkbench.results.traces import read_trace, trace_of
 
 
 def main(one: Path, other: Path) -> None:
     """Compare and print."""
-    lives = [np.load(trace_of(path))["lifetime"] for path in (one, other)]
+    lives = [read_trace(trace_of(path)).lifetime for path in (one, other)]
     tokens = min(life.shape[-1] for life in lives)
     lives = [np.where(life[..., :tokens] > tokens - np.arange(tokens), 0, life[..., :tokens]) for life in lives]
     frames = [sinkbench.read(path).frame.set_index("input_length")["nll"] for path in (one, other)]

@@ -5,7 +5,7 @@ The model's configuration names it to those calls alone that have a cache of our
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from sinkbench.cache.kivi import KiviLayer
 from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import StripLayer
-from sinkbench.calls import here, standing_in
+from sinkbench.calls import NOTHING, here, standing_in
 from sinkbench.positions.families import family_of
 
 Attend = Callable[..., Tensor]
@@ -93,7 +93,7 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
         kept = layer.values.dtype
         query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
         kind = query.device.type
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING:
             return of_layer(layer, query, key, value, scores).to(wanted)
 
     def of_layer(layer: CacheLayerMixin, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sinkbench.cli.output import Document, Format, show
-from sinkbench.config import ModelSource, RunConfig
+from sinkbench.config import RunConfig
 from sinkbench.engines.step import Steps
 from sinkbench.errors import UserError
 from sinkbench.library.progress import outcome
@@ -20,7 +20,7 @@ from sinkbench.results.table import Column
 from sinkbench.results.table import Table as ValueTable
 from sinkbench.runs.result import RunResult
 from sinkbench.signals import check
-from sinkbench.sweeps.estimate import Device, device_for, estimate
+from sinkbench.sweeps.estimate import device_for, estimate
 from sinkbench.sweeps.experiment import Experiments
 from sinkbench.sweeps.plan import Cell, once
 
@@ -39,17 +39,14 @@ def estimates(read: Experiments, cells: Sequence[RunConfig], form: Format = Form
     """Print the matrix with an estimate of memory and time each, and of the whole."""
     rows: list[list[Any]] = []
     notes, shape_of = {}, once(read.shape)
-    devices: dict[ModelSource, Device] = {}  # what is free there is looked up once for all runs of a model
+    device_of = once(lambda model: device_for(model, shape_of(model)))
     for cell in cells:
         check()
         memory = seconds = None
         try:
             model = cell.model
-            shape = shape_of(model)
-            if model not in devices:
-                devices[model] = device_for(cell, shape)
-            device = devices[model]
-            cost = estimate(cell, shape, device)
+            device = device_of(model)
+            cost = estimate(cell, shape_of(model), device)
             memory, seconds = cost.vram_bytes, cost.seconds
             if cost.vram_bytes > device.memory:
                 notes[cell.model_name_or_path] = (

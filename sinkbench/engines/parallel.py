@@ -204,12 +204,9 @@ class Pending:
         values = {name: iter(of_all.tolist()) for name, of_all in self.found.items()}
         for part in self.parts:
             count = len(part.kv_cache_bytes)
-            nll, *beside = (list(islice(of_all, count)) for of_all in values.values())
-            counts = max(0, min(count, part.until + 1 - part.first))
-            columns = {
-                name: column[:counts] + [None] * (count - counts)
-                for name, column in zip(list(values)[1:], beside, strict=True)
-            }
+            own = {name: list(islice(of_all, count)) for name, of_all in values.items()}
+            nll, counts = own.pop("nll"), max(0, min(count, part.until + 1 - part.first))
+            columns = {name: column[:counts] + [None] * (count - counts) for name, column in own.items()}
             yield part.stream, Steps(part.first, nll, None, self.vram, part.kv_cache_bytes, columns)
 
 

@@ -220,12 +220,13 @@ def _costs(read: "Experiments", cells: Sequence[RunConfig]) -> "pd.DataFrame":
     from sinkbench.sweeps.plan import once
 
     rows, shape_of = [], once(read.shape)
+    device_of = once(lambda model: device_for(model, shape_of(model)))
     for cell in cells:
         check()
         row = {**_about(cell, Path(read.options.output_dir)), "memory": None, "seconds": None, "note": ""}
         try:
-            shape = shape_of(cell.model)
-            cost = estimate(cell, shape, device_for(cell, shape))
+            model = cell.model
+            cost = estimate(cell, shape_of(model), device_of(model))
             row |= {"memory": cost.vram_bytes, "seconds": cost.seconds}
         except Exception as error:  # of one model, which the others do not wait for
             row["note"] = " ".join(f"{error}".split())

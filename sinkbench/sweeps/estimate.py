@@ -16,7 +16,7 @@ import torch
 
 from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
-from sinkbench.config import RunConfig
+from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
 from sinkbench.engines.head import SLICE_BYTES
 from sinkbench.engines.parallel import COMPILE_FROM
@@ -71,15 +71,15 @@ class Estimate:
     seconds: float
 
 
-def device_for(options: RunConfig, shape: ModelSizes) -> Device:
-    """The device that ``options`` would run on, measured for about a second the first time."""
+def device_for(options: RunConfig | ModelSource, shape: ModelSizes) -> Device:
+    """The device that ``options``, or their model, would run on, measured for about a second the first time."""
     kind = "cuda" if torch.cuda.is_available() and options.device_map != "cpu" else "cpu"
     free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
     dtype = dtype_of(options, shape, kind)
     return Device(kind, free, bandwidth(kind, dtype), matrix_rate(kind, dtype))
 
 
-def dtype_of(options: RunConfig, shape: ModelSizes, kind: str) -> torch.dtype:
+def dtype_of(options: RunConfig | ModelSource, shape: ModelSizes, kind: str) -> torch.dtype:
     """The type of the weights: ``auto`` is float32 on a CPU and the checkpoint's own on CUDA."""
     name = options.dtype
     if name == "auto":
