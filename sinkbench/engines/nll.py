@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.softmax import joined, safe
+
 BLOCK, PARTS, ROWS = 1024, 64, 256  # columns at a time; parts of a row at most; rows that are enough by themselves
 
 
@@ -23,14 +25,13 @@ def _part_sums(logits, tops, sums, columns, apart, width, BLOCK: tl.constexpr):
         column = at + tl.arange(0, BLOCK)
         x = tl.load(logits + row.to(tl.int64) * apart + column, mask=column < end, other=-float("inf")).to(tl.float32)
         new = tl.maximum(top, x)
-        beside = tl.where(new == -float("inf"), 0.0, new)
+        beside = safe(new)
         total = total * tl.exp(top - beside) + tl.exp(x - beside)
         top = new
-    whole = tl.max(top, axis=0)
-    beside = tl.where(whole == -float("inf"), 0.0, whole)
+    whole, share = joined(top, total)
     place = row * tl.num_programs(1) + part
     tl.store(tops + place, whole)
-    tl.store(sums + place, tl.sum(total * tl.exp(top - beside), axis=0))
+    tl.store(sums + place, share)
 
 
 @triton.jit
@@ -39,11 +40,9 @@ def _nll(logits, labels, tops, sums, out, apart, parts, PARTS: tl.constexpr):
     part = tl.arange(0, PARTS)
     top = tl.load(tops + row * parts + part, mask=part < parts, other=-float("inf"))
     total = tl.load(sums + row * parts + part, mask=part < parts, other=0.0)
-    whole = tl.max(top, axis=0)
-    beside = tl.where(whole == -float("inf"), 0.0, whole)
-    log_sum = beside + tl.log(tl.sum(total * tl.exp(top - beside), axis=0))
+    whole, share = joined(top, total)
     wanted = tl.load(logits + row.to(tl.int64) * apart + tl.load(labels + row)).to(tl.float32)
-    tl.store(out + row, log_sum - wanted)
+    tl.store(out + row, tl.log(share) + whole - wanted)
 
 
 def nll(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What Triton programs of attention share: a soft cap, and a softmax that is formed some columns at a time."""
+"""What Triton programs share: a soft cap, a softmax that is formed some columns at a time, and sums of powers."""
 
 import triton
 import triton.language as tl
@@ -13,6 +13,19 @@ def capped(score, cap, CAP: tl.constexpr):
 
 
 @triton.jit
+def safe(top):
+    """``top``, and 0 where it is -inf: what exponents are taken beside, so that exp(-inf - top) is 0 and no NaN."""
+    return tl.where(top == float("-inf"), 0.0, top)
+
+
+@triton.jit
+def joined(tops, sums):
+    """The sum of ``sums * exp(tops)``, ``(n,)``, or a number for all sums: its largest top, and the sum beside it."""
+    highest = tl.max(tops, axis=0)
+    return highest, tl.sum(sums * tl.exp(tops - safe(highest)), axis=0)
+
+
+@triton.jit
 def with_columns(x, top, total):
     """A softmax with further columns of scores ``x``, ``(rows, columns)``, -inf where a row does not see one.
 
@@ -20,7 +33,7 @@ def with_columns(x, top, total):
         With them, the highest score and the sum of each row; their shares by it; and by what those before shrink.
     """
     higher = tl.maximum(top, tl.max(x, axis=1))
-    safe = tl.where(higher == float("-inf"), 0.0, higher)
-    shares = tl.exp(x - safe[:, None])
-    shrink = tl.exp(top - safe)
+    beside = safe(higher)
+    shares = tl.exp(x - beside[:, None])
+    shrink = tl.exp(top - beside)
     return higher, total * shrink + tl.sum(shares, axis=1), shares, shrink

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
+from sinkbench.attention.kernels.softmax import joined
 from sinkbench.engines.turns import Turns
 
 BLOCK = 4096  # logits a program
@@ -63,10 +64,9 @@ def _end(
     at = split * BLOCK + tl.arange(0, BLOCK)
     wait_for_last(OVERLAP)
     x = tl.load(logits + at, mask=at < count, other=float("-inf")).to(tl.float32)
-    top = tl.max(x, axis=0)
-    safe = tl.where(top == float("-inf"), 0.0, top)
+    top, share = joined(x, 1.0)
     tl.store(tops + split, top)
-    tl.store(sums + split, tl.sum(tl.exp(x - safe), axis=0))
+    tl.store(sums + split, share)
     # the last program to come this far puts all results together, and moves on to the next token
     tl.debug_barrier()
     if tl.atomic_add(arrivals, 1, sem="acq_rel") == splits - 1:
@@ -74,11 +74,10 @@ def _end(
         each = tl.arange(0, SPLITS)
         some = each < splits
         highs = tl.load(tops + each, mask=some, other=float("-inf"), volatile=True)
-        highest = tl.max(highs, axis=0)
-        shares = tl.load(sums + each, mask=some, other=0.0, volatile=True) * tl.exp(highs - highest)
+        highest, total = joined(highs, tl.load(sums + each, mask=some, other=0.0, volatile=True))
         t = tl.load(counter)
         label = tl.load(tokens + t + 1)
-        tl.store(nll, tl.log(tl.sum(shares, axis=0)) + highest - tl.load(logits + label).to(tl.float32))
+        tl.store(nll, tl.log(total) + highest - tl.load(logits + label).to(tl.float32))
         tl.store(counter, t + 1)
         tl.store(position, tl.load(position) + 1)
 
