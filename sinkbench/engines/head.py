@@ -17,6 +17,8 @@ from sinkbench.errors import UserError
 from sinkbench.positions.rotary import wide
 
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
+ON_GPU = 4  # times as much there: the head is read anew for each slice, and its product has rows enough for the device
+TILE = 256  # rows of a product that a GPU forms together: what is no multiple of it is paid for as if it were
 
 
 def backbone(model: PreTrainedModel) -> Any:
@@ -40,8 +42,7 @@ def measured(model: PreTrainedModel, hidden: Tensor, labels: Tensor, reference: 
     The head is the model's own forward with the body replaced by its result, so that whatever the model does
     to its logits (soft caps, scales) is done here too.
     """
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    rows = max(1, SLICE_BYTES // (4 * vocabulary))
+    rows = _rows(model.get_output_embeddings().weight.shape[0], hidden.is_cuda)
     out = []
     for begin in range(0, len(labels), rows):
         part, wanted = slice(begin, begin + rows), labels[begin : begin + rows]
@@ -51,6 +52,12 @@ def measured(model: PreTrainedModel, hidden: Tensor, labels: Tensor, reference: 
             found |= divergence(logits, _logits(model, reference[part], wanted), wanted)
         out.append(found)
     return {name: torch.cat([found[name] for found in out]) for name in out[0]}
+
+
+def _rows(vocabulary: int, on_gpu: bool) -> int:
+    """Rows of a slice."""
+    rows = max(1, SLICE_BYTES * (ON_GPU if on_gpu else 1) // (4 * vocabulary))
+    return rows // TILE * TILE if on_gpu and rows > TILE else rows
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:

@@ -2,10 +2,14 @@
 
 Matrices that meet the same vector are read by one launch: a short one never fills the device. A launch begins to read
 its matrices while the one before it, which makes the vector, still runs (:mod:`sinkbench.attention.kernels.overlap`).
+So that memory does not rest meanwhile, a program asks for all of its row at once, and holds it in registers: with as
+few threads as can hold it, those of a multiprocessor have 115 to 200 kB on their way while they wait.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -16,80 +20,99 @@ from sinkbench.engines.single.activation import activated
 from sinkbench.engines.single.pending import Pending, whole
 
 MOST = 3  # matrices a launch
-WARPS = 4
-# Rows that a program reads, and numbers of each at a time: the fastest of those tried on an H200, where a row is a
-# multiple of the latter or nearly so, and elsewhere.
-LONG, SHORT = (1, 2048), (4, 512)
-WASTE = 1.2  # at most, of numbers read in vain behind the end of a row
+HELD = 512  # bytes of its rows that a thread holds at most: half of its registers
+VECTOR = 16  # bytes that a thread reads at once
 
 
 @triton.jit
-def _part(weight, rows, there, begin, depth, DEPTH: tl.constexpr):
-    """Numbers of the rows from ``begin`` on."""
-    d = begin + tl.arange(0, DEPTH)
-    at = weight + rows.to(tl.int64)[:, None] * depth + d[None, :]
-    return tl.load(at, mask=there[:, None] & (d < depth)[None, :], other=0.0, eviction_policy="evict_first")
+def _piece(
+    row, BEGIN: tl.constexpr, COUNT: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, POLICY: tl.constexpr
+):
+    """``COUNT`` times ``WIDTH`` numbers of a row, from ``BEGIN`` on; zeros behind its end."""
+    d = BEGIN + tl.arange(0, COUNT)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    if BEGIN + COUNT * WIDTH <= DEPTH:
+        return tl.load(row + d, eviction_policy=POLICY)
+    return tl.load(row + d, mask=d < DEPTH, other=0.0, eviction_policy=POLICY)
 
 
 @triton.jit
-def _dot(part, weight, x, rows, there, depth, DEPTH: tl.constexpr):
-    """Products of the rows with ``x``, one number each, in float32; ``part`` is what was read of them already."""
-    d = tl.arange(0, DEPTH)
-    sums = part.to(tl.float32) * tl.load(x + d, mask=d < depth, other=0.0).to(tl.float32)[None, :]
-    for begin in range(DEPTH, depth, DEPTH):
-        some = tl.load(x + begin + d, mask=begin + d < depth, other=0.0).to(tl.float32)
-        sums += _part(weight, rows, there, begin, depth, DEPTH).to(tl.float32) * some[None, :]
-    return tl.sum(sums, axis=1)
+def _read(row, PIECES: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, POLICY: tl.constexpr):
+    """All of a row, in pieces; nothing waits for them here."""
+    pieces = ()
+    for i in tl.static_range(len(PIECES)):
+        pieces = pieces + (_piece(row, PIECES[i][0], PIECES[i][1], WIDTH, DEPTH, POLICY),)
+    return pieces
+
+
+@triton.jit
+def _dot(row, x, PIECES: tl.constexpr):
+    """The product of two rows read in the same pieces, a number in float32."""
+    sums = tl.sum(row[0].to(tl.float32) * x[0].to(tl.float32), axis=0)
+    for i in tl.static_range(1, len(PIECES)):
+        sums += tl.sum(row[i].to(tl.float32) * x[i].to(tl.float32), axis=0)
+    return tl.sum(sums, axis=0)
 
 
 @triton.jit
 def _multiply(
-    x, out, first, second, third, first_bias, second_bias, third_bias, first_rows, second_rows, third_rows, depth,
-    BIAS: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr,
+    x, out, first, second, third, first_bias, second_bias, third_bias, first_rows, second_rows, third_rows,
+    BIAS: tl.constexpr, KIND: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):  # fmt: skip
     begin_next(OVERLAP)
-    program = tl.program_id(0)
-    weight, bias, count, place = first, first_bias, first_rows, 0
-    ends = tl.cdiv(first_rows, ROWS)
-    if program >= ends:
-        program -= ends
-        weight, bias, place, count = second, second_bias, first_rows, second_rows
-        ends = tl.cdiv(second_rows, ROWS)
-        if program >= ends:
-            program -= ends
-            weight, bias, place, count = third, third_bias, first_rows + second_rows, third_rows
-    rows = program * ROWS + tl.arange(0, ROWS)
-    there = rows < count
-    part = _part(weight, rows, there, 0, depth, DEPTH)
-    wait_for_last(OVERLAP)
-    got = _dot(part, weight, x, rows, there, depth, DEPTH)
+    row = tl.program_id(0)
+    place = row
+    weight, bias = first, first_bias
+    if row >= first_rows:
+        row -= first_rows
+        weight, bias = second, second_bias
+        if row >= second_rows:
+            row -= second_rows
+            weight, bias = third, third_bias
+    held = _read(weight + row.to(tl.int64) * DEPTH, PIECES, WIDTH, DEPTH, "evict_first")
+    beside = 0.0
     if BIAS:
-        got += tl.load(bias + rows, mask=there, other=0.0).to(tl.float32)
+        beside = tl.load(bias + row).to(tl.float32)
+    wait_for_last(OVERLAP)
+    got = _dot(held, _read(x, PIECES, WIDTH, DEPTH, ""), PIECES) + beside
     if KIND != "none":
         got = activated(got.to(out.dtype.element_ty).to(tl.float32), KIND)
-    tl.store(out + place + rows, got.to(out.dtype.element_ty), mask=there)
+    tl.store(out + place, got.to(out.dtype.element_ty))
 
 
 @triton.jit
 def _multiply_gated(
-    x, out, gate, up, count, depth, KIND: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr
+    x, out, gate, up,
+    KIND: tl.constexpr, PIECES: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     begin_next(OVERLAP)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = rows < count
+    row = tl.program_id(0)
     kind = out.dtype.element_ty
-    part = _part(gate, rows, there, 0, depth, DEPTH)
+    start = row.to(tl.int64) * DEPTH
+    opening = _read(gate + start, PIECES, WIDTH, DEPTH, "evict_first")
+    passing = _read(up + start, PIECES, WIDTH, DEPTH, "evict_first")
     wait_for_last(OVERLAP)
-    opened = _dot(part, gate, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
-    opened = activated(opened, KIND).to(kind).to(tl.float32)
-    passed = _dot(_part(up, rows, there, 0, depth, DEPTH), up, x, rows, there, depth, DEPTH).to(kind).to(tl.float32)
-    tl.store(out + rows, (opened * passed).to(kind), mask=there)
+    vector = _read(x, PIECES, WIDTH, DEPTH, "")
+    opened = activated(_dot(opening, vector, PIECES).to(kind).to(tl.float32), KIND).to(kind).to(tl.float32)
+    passed = _dot(passing, vector, PIECES).to(kind).to(tl.float32)
+    tl.store(out + row, (opened * passed).to(kind))
 
 
-def _shape(depth: int) -> tuple[int, int]:
-    """Rows of a program, and numbers of each at a time."""
-    at_once = LONG[1]
-    return LONG if triton.cdiv(depth, at_once) * at_once <= WASTE * depth else SHORT
+@cache
+def _shape(depth: int, size: int, matrices: int = 1) -> dict[str, Any]:
+    """How a program of few threads reads a row of each of ``matrices``, of ``depth`` numbers of ``size`` bytes."""
+    return _by(min(16, triton.next_power_of_2(triton.cdiv(depth * size * matrices, 32 * HELD))), depth, size)
+
+
+def _by(warps: int, depth: int, size: int) -> dict[str, Any]:
+    """The same for a program of so many ``warps``: pieces that are powers of two of what they all read at once."""
+    width = 32 * warps * VECTOR // size
+    pieces, begin, left = [], 0, triton.cdiv(depth, width)
+    while left:
+        count = 1 << (left.bit_length() - 1)
+        pieces.append((begin, count))
+        begin, left = begin + count * width, left - count
+    return {"PIECES": tuple(pieces), "WIDTH": width, "DEPTH": depth, "num_warps": warps}
 
 
 def products(
@@ -114,14 +137,14 @@ def _launch(
 ) -> None:
     sizes = [weight.shape[0] for weight in weights]
     spare = MOST - len(sizes)
-    rows, depth = _shape(weights[0].shape[1])
-    biased = biases[0] is not None
-    _multiply[(sum(triton.cdiv(size, rows) for size in sizes),)](
+    _multiply[(sum(sizes),)](
         *(x, out, *weights, *[weights[0]] * spare),
         *[bias if bias is not None else out for bias in biases],
         *[out] * spare,
-        *(*sizes, *[0] * spare, weights[0].shape[1]),
-        **{"BIAS": biased, "KIND": activation, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
+        *(*sizes, *[0] * spare),
+        **{"BIAS": biases[0] is not None, "KIND": activation},
+        **_shape(weights[0].shape[1], x.element_size()),
+        **overlapping(x),
     )
 
 
@@ -166,9 +189,6 @@ def activated_product(x: Tensor, activation: str, pending: Pending) -> Tensor | 
 def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
     out = x.new_empty(gate.shape[0])
-    rows, depth = _shape(gate.shape[1])
-    _multiply_gated[(triton.cdiv(gate.shape[0], rows),)](
-        *(x, out, gate, up, gate.shape[0], gate.shape[1]),
-        **{"KIND": activation, "ROWS": rows, "DEPTH": depth, "num_warps": WARPS, **overlapping(x)},
-    )
+    shape = _shape(gate.shape[1], x.element_size(), matrices=2)
+    _multiply_gated[(gate.shape[0],)](x, out, gate, up, **{"KIND": activation}, **shape, **overlapping(x))
     return out
