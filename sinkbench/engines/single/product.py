@@ -40,7 +40,8 @@ def _read(row, PIECES: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr, P
     """All of a row, in pieces; nothing waits for them here."""
     pieces = ()
     for i in tl.static_range(len(PIECES)):
-        pieces = pieces + (_piece(row, PIECES[i][0], PIECES[i][1], WIDTH, DEPTH, POLICY),)
+        one = _piece(row, PIECES[i][0], PIECES[i][1], WIDTH, DEPTH, POLICY)
+        pieces = pieces + (one,)  # type: ignore[assignment] # Triton has tuples alone
     return pieces
 
 
