@@ -13,7 +13,7 @@ def _attend(
     query, key, value, died, extra, out, scale, held, n, m, heads, groups,
     query_stream, query_head, query_row, out_stream, out_head, out_row,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    EXTRA: tl.constexpr, PRECISION: tl.constexpr,
+    EXTRA: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     stream, head = tl.program_id(1).to(tl.int64) // heads, tl.program_id(1).to(tl.int64) % heads
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -39,8 +39,11 @@ def _attend(
         x = tl.where(seen, x, float("-inf"))
         top, total, shares, shrink = with_columns(x, top, total)
         v = tl.load(value + j[:, None] * DIM + d[None, :], mask=(j < m)[:, None] & (d < DIM)[None, :], other=0.0)
-        sums = sums * shrink[:, None]
-        sums = tl.dot(shares.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=accurate)
+        if APART:  # the sums of a tensor core are cut off, not rounded: over many columns that would add up
+            sums = sums * shrink[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION, out_dtype=accurate)
+        else:
+            sums = sums * shrink[:, None]
+            sums = tl.dot(shares.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=accurate)
     if EXTRA:
         total += tl.exp(tl.load(extra + head).to(accurate) - top)
     place = out + stream * out_stream + head * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
@@ -63,13 +66,21 @@ def attend(
     if query.stride(-1) != 1:
         query = query.contiguous()
     out = query.new_empty(batch, n, heads, dim).transpose(1, 2)
-    half = query.element_size() == 2
-    rows, columns = (64, 64) if half else (32, 32)
+    rows, columns, warps, precision = _shape(query)
     _attend[(triton.cdiv(n, rows), batch * heads)](
         *(query, key.contiguous(), value.contiguous(), died.to(torch.int32).contiguous()),
         *(extra if extra is not None else query, out, scale, held, n, m, heads, heads // key.shape[1]),
         *(query.stride(0), query.stride(1), query.stride(2), out.stride(0), out.stride(1), out.stride(2)),
         **{"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": rows, "COLUMNS": columns},
-        **{"EXTRA": extra is not None, "PRECISION": "ieee", "num_warps": 4},
+        **{"EXTRA": extra is not None, "PRECISION": precision, "APART": precision == "tf32x3", "num_warps": warps},
     )
     return out
+
+
+def _shape(query: Tensor) -> tuple[int, int, int, str]:
+    """Rows and columns at a time, warps, and how numbers are multiplied (as in the band of kernels/band.py)."""
+    if query.element_size() == 2:
+        return 64, 64, 4, "ieee"
+    if query.dtype == torch.float64:
+        return 32, 32, 4, "ieee"
+    return 32 if query.shape[-1] <= 128 else 16, 64 if query.shape[-1] <= 64 else 32, 4, "tf32x3"
