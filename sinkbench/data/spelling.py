@@ -42,9 +42,8 @@ def predicted_text(
         stretches: of each stream, in order, those whose ids count.
     """
     counted = [[(1, len(ids))] if stretches is None else stretches for ids in streams]
-    texts = [
-        text for ids, of_one in zip(streams, counted, strict=True) for text in _spelled(tokenizer, ids, literal, of_one)
-    ]
+    spelling = _Spelling.of(tokenizer, literal)
+    texts = [text for ids, of_one in zip(streams, counted, strict=True) for text in spelling.texts(ids, of_one)]
     return TextSize(
         sum(max(end - begin, 0) for of_one in counted for begin, end in of_one),
         sum(map(len, texts)),
@@ -54,36 +53,63 @@ def predicted_text(
 
 def spelled(tokenizer: Any, ids: Sequence[int], literal: bool) -> bytes:
     """The bytes that all of ``ids`` of one stream but the first spell, as for :func:`predicted_text`."""
-    return b"".join(_spelled(tokenizer, ids, literal, [(1, len(ids))]))
+    return b"".join(_Spelling.of(tokenizer, literal).texts(ids, [(1, len(ids))]))
 
 
-def _spelled(tokenizer: Any, ids: Sequence[int], literal: bool, stretches: Sequence[Stretch]) -> list[bytes]:
-    """The bytes that ``ids`` of one stream spell in each of ``stretches``."""
-    decoders = _decoders(tokenizer)
-    of_piece = _reading(decoders, tokenizer)
-    if of_piece is None:
-        return [_decoded(tokenizer, ids[max(begin - 1, 0) : end], literal, begin > 0) for begin, end in stretches]
-    added = tokenizer.added_tokens_decoder
-    ends = set(tokenizer("", verbose=False)["input_ids"]) if literal else set()
-    distinct = sorted(set(ids))
-    pieces = dict(zip(distinct, tokenizer.convert_ids_to_tokens(distinct), strict=True))
+@dataclass(frozen=True)
+class _Spelling:
+    """How a tokenizer spells.
 
-    def bytes_of(number: int, silent: bool) -> bytes:
-        token = added.get(number)
+    Attributes:
+        literal: as for :func:`predicted_text`.
+        decoders: :func:`_decoders`.
+        of_piece: :func:`_reading`.
+        added: tokens beside the vocabulary, by id.
+        ends: the ids that the tokenizer puts behind a text, or before it.
+    """
+
+    tokenizer: Any
+    literal: bool
+    decoders: Sequence[tuple[str, dict[str, Any]]]
+    of_piece: Callable[[str], bytes] | None
+    added: dict[int, Any]
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Any, literal: bool) -> "_Spelling":
+        """That of ``tokenizer``."""
+        decoders = _decoders(tokenizer)
+        of_piece = _reading(decoders, tokenizer)
+        added = {} if of_piece is None else tokenizer.added_tokens_decoder
+        ends = tokenizer("", verbose=False)["input_ids"] if of_piece and literal else ()
+        return cls(tokenizer, literal, decoders, of_piece, added, frozenset(ends))
+
+    def texts(self, ids: Sequence[int], stretches: Sequence[Stretch]) -> list[bytes]:
+        """The bytes that ``ids`` of one stream spell in each of ``stretches``."""
+        if self.of_piece is None:
+            return [
+                _decoded(self.tokenizer, ids[max(begin - 1, 0) : end], self.literal, begin > 0)
+                for begin, end in stretches
+            ]
+        distinct = sorted(set(ids))
+        pieces = dict(zip(distinct, self.tokenizer.convert_ids_to_tokens(distinct), strict=True))
+        inner = {number: self._bytes(number, piece, not self.literal) for number, piece in pieces.items()}
+        parts = [inner[number] for number in ids]
+        parts[:1] = [self._bytes(ids[0], pieces[ids[0]], True)] if len(ids) else []
+        if len(ids) > 1 and ids[-1] in self.ends:  # what the tokenizer puts behind a text
+            parts[-1] = self._bytes(ids[-1], pieces[ids[-1]], True)
+        if any(kind == "Metaspace" or (kind == "Strip" and one.get("start")) for kind, one in self.decoders):
+            first = next((place for place, part in enumerate(parts) if part), None)
+            if first is not None:  # the space that is put before a text
+                parts[first] = parts[first].removeprefix(b" ")
+        return [b"".join(parts[begin:end]) for begin, end in stretches]
+
+    def _bytes(self, number: int, piece: str | None, silent: bool) -> bytes:
+        token = self.added.get(number)
         if token is None:
-            return of_piece(pieces[number] or "")
+            assert self.of_piece is not None
+            return self.of_piece(piece or "")
         return b"" if token.special and silent else token.content.encode()
-
-    inner = {number: bytes_of(number, not literal) for number in distinct}
-    parts = [inner[number] for number in ids]
-    parts[:1] = [bytes_of(ids[0], True)] if len(ids) else []
-    if len(ids) > 1 and ids[-1] in ends:  # what the tokenizer puts behind a text
-        parts[-1] = bytes_of(ids[-1], True)
-    if any(kind == "Metaspace" or (kind == "Strip" and one.get("start")) for kind, one in decoders):
-        first = next((place for place, part in enumerate(parts) if part), None)
-        if first is not None:  # the space that is put before a text
-            parts[first] = parts[first].removeprefix(b" ")
-    return [b"".join(parts[begin:end]) for begin, end in stretches]
 
 
 def _decoders(tokenizer: Any) -> list[tuple[str, dict[str, Any]]]:

@@ -44,6 +44,12 @@ from sinkbench.strategies.reference import reference_by, span
 from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
+Read = Callable[[RunConfig, Callable[[], object]], Streams]
+
+
+def read_text(config: RunConfig, tokenizer: Callable[[], object]) -> Streams:
+    """The streams of ``config``, tokenised by what ``tokenizer`` answers with, if that is needed."""
+    return read_streams(config.source, tokens_for(config), tokenizer)
 
 
 def run(
@@ -53,6 +59,7 @@ def run(
     note: Callable[[str], None] = lambda line: None,
     find: Callable[[ModelSource], Checkpoint] = locate,
     stage: Callable[[str], None] = lambda what: None,
+    read: Read = read_text,
 ) -> RunResult:
     """Carry out one run.
 
@@ -64,6 +71,7 @@ def run(
         note: is called with a line about something that does not end the run.
         find: looks for the model.
         stage: is called with what goes on before the first row.
+        read: gives the text.
 
     Raises:
         UserError: whatever the user can mend; rows that are complete stay.
@@ -76,7 +84,7 @@ def run(
     with signals() as watching, _writer_for(config) as writer:
         record = opening(config, chosen)
         work = _Work(config, chosen, reference, record, result, writer, watch, note, stage)
-        error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model))))
+        error = watching.attempt(lambda: work.carry_out(load, cache(lambda: find(config.model)), read))
         error = (error and out_of_memory(error)) or error
         if error is None or isinstance(error, torch.OutOfMemoryError):
             error = writer.disturbed() or error
@@ -119,18 +127,19 @@ class _Work:
     trace: Trace | None = None
     size_of: Callable[[int], TextSize | None] = lambda rows: None
 
-    def carry_out(self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint]) -> None:
+    def carry_out(
+        self, load: Callable[[Checkpoint], PreTrainedModel], checkpoint: Callable[[], Checkpoint], read: Read
+    ) -> None:
         """Everything between the opening of the files and their end."""
         config, chosen, record, writer = self.config, self.chosen, self.record, self.writer
-        count = tokens_for(config)
         tokenizer = cache(lambda: load_tokenizer(checkpoint()))
         self.stage("reading the text")
-        streams = read_streams(config.source, count, tokenizer)
+        streams = read(config, tokenizer)
         windows = windows_for(config, streams.tokens[0])
         self.size_of = partial(_size_of, streams, windows, tokenizer)
         expected = streams.predictions if windows is None else sum(window.predictions for window in windows)
         self.result.expected = expected
-        if not config.documents and streams.exhausted and len(streams.tokens[0]) < count:
+        if not config.documents and streams.exhausted and len(streams.tokens[0]) < tokens_for(config):
             self.reason = ENDED
         record |= identified(config, chosen, streams.tokens, weights_of(checkpoint()))
         check()

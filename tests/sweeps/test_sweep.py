@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import re
+import shutil
 import signal
 import threading
 from contextlib import suppress
@@ -95,6 +97,18 @@ def test_every_cell_has_the_result_of_a_run_of_its_own(here, file, tmp_path):
 def test_a_model_is_loaded_once_for_all_its_cells(here, file, loads):
     here("sweep", file(dtype=["float32", "bfloat16"], window_size=[16]))
     assert loads == [str(LLAMA)] * 2
+
+
+def test_a_text_is_read_once_for_all_its_cells(here, file, monkeypatch):
+    read, reads = local.read_text, []
+    monkeypatch.setattr(local, "read_text", lambda *asked: reads.append(asked[0].num_tokens) or read(*asked))
+    shutil.copy(LLAMA / "tokens.jsonl", file().parent / "other.jsonl")
+    tables = [(LLAMA / "tokens.jsonl", 60), (file().parent / "other.jsonl", 120)]
+    texts = ", ".join(f'{{ name = "{name}", num_tokens = {count} }}' for name, count in tables)
+    path = file()
+    path.write_text(re.sub("dataset_name = .*", f"dataset_name = [{texts}]", path.read_text()))
+    assert here("sweep", path)[0] == 0
+    assert reads == [60, 120]
 
 
 def test_a_dry_run_shows_every_cell_with_its_cost_and_writes_nothing(here, file, loads):

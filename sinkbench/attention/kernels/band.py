@@ -102,8 +102,8 @@ def attend(
 def _shape(query: Tensor) -> tuple[int, int, int, int, str]:
     """Rows and columns at a time, warps, stages, and how numbers are multiplied.
 
-    Of float32 tensor cores multiply three parts (``tf32x3``): on an H200 three times as fast as its other units, and with
-    smaller errors than torch's own products of float32 (results/h200/README.md).
+    Of float32 tensor cores multiply three parts (``tf32x3``): on an H200 three times as fast as its other units do it,
+    and with smaller errors than torch's products of float32 (results/h200/README.md).
     """
     half, dim = query.element_size() == 2, query.shape[-1]
     if half:

@@ -1,4 +1,4 @@
-"""Cells one after the other in this process; a model is loaded once for all its cells."""
+"""Cells one after the other in this process; a model is loaded once for all its cells, and a text read once."""
 
 import gc
 from collections.abc import Callable, Sequence
@@ -7,13 +7,15 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from sinkbench.config import ModelSource, RunConfig
+from sinkbench.config import ModelSource, RunConfig, Source
+from sinkbench.data.stream import Streams
 from sinkbench.engines.step import Steps
 from sinkbench.models.loading import Checkpoint, load_model, locate
 from sinkbench.runs.key import weights_of
+from sinkbench.runs.protocol import tokens_for
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
-from sinkbench.runs.run import failure, run
+from sinkbench.runs.run import failure, read_text, run
 from sinkbench.signals import check
 
 
@@ -23,11 +25,20 @@ def devices() -> set[str]:
 
 
 class Shelf:
-    """Room for one model: the last that was asked for."""
+    """Room for one model and one text: the last that were asked for."""
 
     def __init__(self) -> None:
         self.loaded: tuple[Checkpoint, str] | None = None  # and its weights: a folder may hold others by now
         self.model: PreTrainedModel | None = None
+        self.asked: tuple[Source, int, ModelSource] | None = None
+        self.text: Streams | None = None
+
+    def read(self, config: RunConfig, tokenizer: Callable[[], object]) -> Streams:
+        """The streams of ``config``, read if they are not those at hand; what a program gave as rows, always."""
+        wanted = config.source, tokens_for(config), config.model
+        if self.text is None or config.source.rows is not None or wanted != self.asked:
+            self.text, self.asked = read_text(config, tokenizer), wanted
+        return self.text
 
     def load(self, checkpoint: Checkpoint) -> PreTrainedModel:
         """The model of ``checkpoint``, loaded if it is not the one at hand."""
@@ -62,9 +73,8 @@ def launch(
     for index, options in enumerate(cells):
         check()
         started(index)
-        result = _tried(
-            options, retries, partial(run, watch=partial(watch, index), load=shelf.load, note=note, find=find), shelf
-        )
+        given = {"load": shelf.load, "read": shelf.read, "find": find}
+        result = _tried(options, retries, partial(run, watch=partial(watch, index), note=note, **given), shelf)
         finished(index, result)
         if result.interrupted:
             return
