@@ -102,6 +102,14 @@ def test_logits_are_never_held_for_the_whole_chunk(monkeypatch):
     assert sliced == pytest.approx(whole, abs=1e-5)
 
 
+@pytest.mark.parametrize("vocabulary", [32_000, 50_432, 65_024, 128_256, 256_000])
+def test_on_a_gpu_a_slice_of_logits_is_made_of_whole_tiles(vocabulary):
+    """Rows beside them would be formed for nothing; fewer, and the head would be read for them alone."""
+    rows = head._rows(vocabulary, on_gpu=True)
+    assert rows % head.TILE == 0
+    assert 2**27 < 4 * rows * vocabulary <= 2**28
+
+
 def test_a_slice_of_logits_takes_no_more_than_128_mib_whatever_the_vocabulary(monkeypatch):
     model = tiny.ROTARY["llama"](vocab_size=50_000, hidden_size=8, num_hidden_layers=1)
     sizes = []
