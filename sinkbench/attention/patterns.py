@@ -5,6 +5,8 @@ names and with the same arguments.
 """
 
 import warnings
+from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,30 +17,42 @@ from sinkbench.attention.kernels import kernels, of_compiler
 from sinkbench.attention.rows import Rows
 from sinkbench.strategies import Held
 
-# Patterns, on kinds of devices, whose kernels a compiler has refused in this process: it would again, in every layer.
-REFUSED: set[tuple[str | None, str]] = set()
+
+@dataclass(frozen=True)
+class Scans:
+    """The scans of one kind of device.
+
+    Attributes:
+        kernels: the module with them, a function a kernel.
+        refused: patterns whose kernels a compiler has refused: it would again, in every layer.
+    """
+
+    kernels: ModuleType
+    refused: set[str] = field(default_factory=set)
 
 
-def kernels_for(device: torch.device) -> ModuleType | None:
-    """The module with the scans for ``device``; ``None`` where what compiles them is not installed."""
-    name = {"cpu": "host", "cuda": "device"}.get(device.type)
-    return None if name is None else kernels(name)
+@cache
+def scans_for(kind: str) -> Scans | None:
+    """The scans for a kind of device, which all models share; ``None`` where what compiles them is not installed."""
+    name = {"cpu": "host", "cuda": "device"}.get(kind)
+    found = None if name is None else kernels(name)
+    return None if found is None else Scans(found)
 
 
 def by_pattern(rows: Rows) -> Tensor | None:
     """As :func:`sinkbench.attention.scan.scan`; ``None`` where the strategy has no pattern, or there are no kernels."""
     pattern = rows.eviction.pattern
-    found = kernels_for(rows.tokens.device) if pattern and (pattern, rows.tokens.device.type) not in REFUSED else None
-    if found is None or not rows.n:
+    found = scans_for(rows.tokens.device.type) if pattern else None
+    if found is None or pattern in found.refused or not rows.n:
         return None
     make = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
     died = torch.full_like(rows.tokens, rows.n)
     try:
-        make(found, rows, died)
+        make(found.kernels, rows, died)
     except Exception as error:
         if not of_compiler(error):
             raise
-        REFUSED.add((pattern, rows.tokens.device.type))
+        found.refused.add(pattern)
         why = " ".join(str(error).split())[:200] or type(error).__name__
         warnings.warn(f"the scan of {pattern} scores cannot be compiled ({why}): taking the slow way", stacklevel=2)
         return None

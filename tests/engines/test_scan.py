@@ -71,7 +71,7 @@ def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
     model, stream = double("llama"), tiny.tokens(90)
     plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
     fast = read(Parallel(model, 29), plan, stream)
-    monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
     assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
 
 
@@ -89,8 +89,8 @@ def test_a_scan_that_cannot_be_compiled_is_taken_the_slow_way_with_one_line(monk
     model, stream = double("llama"), tiny.tokens(60)
     plan = tiny.plan(model, name, 12, 2, **parameters)
     wanted = read(Parallel(model, 29), plan, stream)[1]
-    monkeypatch.setattr(patterns, "REFUSED", set())
-    monkeypatch.setattr(patterns, "kernels_for", lambda device: SimpleNamespace(newest=newest))
+    scans = patterns.Scans(SimpleNamespace(newest=newest))
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: scans)
     with pytest.warns(UserWarning, match="cannot be compiled") as lines:
         assert read(Parallel(model, 29), plan, stream)[1] == wanted
     assert len(lines) == 1

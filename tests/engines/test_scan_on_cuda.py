@@ -23,7 +23,7 @@ def test_in_float64_the_device_chooses_what_the_processor_chooses(family, rule, 
     _, evictions = read(Parallel(here, 37), plan, tiny.tokens(90))
     nll, same = read(Parallel(there, 37), plan, tiny.tokens(90))
     assert same == evictions
-    monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
     assert (nll - read(Parallel(there, 37), plan, tiny.tokens(90))[0]).abs().max() <= 1e-9
 
 

@@ -112,7 +112,7 @@ def test_formats_are_those_of_each_stream(strategy, kv_format):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_kernels_a_scan_keeps_streams_apart_too(rule, monkeypatch):
-    monkeypatch.setattr(patterns, "kernels_for", lambda device: None)
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
     name, values = STRATEGIES[rule]
     model = double("llama")
     agree(model, tiny.plan(model, name, 9, 2, **values), streams_of(RAGGED), 13, 3)
