@@ -23,6 +23,7 @@ class ModelSizes(BaseModel):
         parameters: of the whole model, embedding tables among them; tied tables count once.
         heads: of queries in a layer.
         kv_heads: of keys and values in a layer.
+        context_length: positions the model was trained for; ``None`` where its configuration does not say.
         tied: whether the head is the embedding table.
         active_parameters: those that one token meets, where that is not all (experts, a part for images); the
             embedding table counts as met.
@@ -43,6 +44,7 @@ class ModelSizes(BaseModel):
     kv_heads: Count
     head_dim: Count
     vocab_size: Count
+    context_length: Count | None = None
     tied: bool = False
     active_parameters: Count | None = None
     sliding_layers: Whole = 0
@@ -112,6 +114,7 @@ def sizes_of(model: "PreTrainedModel") -> ModelSizes:
         kv_heads=kv_heads_of(config),
         head_dim=head_dim_of(config),
         vocab_size=table.weight.shape[0],
+        context_length=context_length_of(config),
         tied=head is None or head.weight is table.weight,
         active_parameters=None if active == parameters else active,
         sliding_layers=sliding,
@@ -150,6 +153,12 @@ def layer_sizes(config: Any) -> list[LayerSizes]:
 def head_dim_of(config: Any) -> int:
     """Features of a key in a model of this configuration."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def context_length_of(config: Any) -> int | None:
+    """Positions that a model of this configuration was trained for; ``None`` where it does not say."""
+    length = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def kv_heads_of(config: Any) -> int:

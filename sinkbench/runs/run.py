@@ -26,7 +26,7 @@ from sinkbench.engines.streams import run_many
 from sinkbench.engines.windows import read_windows
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
-from sinkbench.models.sizes import layer_sizes
+from sinkbench.models.sizes import context_length_of, layer_sizes
 from sinkbench.results.columns import further_columns
 from sinkbench.results.divergence import beyond_training
 from sinkbench.results.record import SPELLED
@@ -40,7 +40,7 @@ from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
 from sinkbench.strategies.naming import named
-from sinkbench.strategies.reference import reference_by, span
+from sinkbench.strategies.reference import end_of, reference_by, span
 from sinkbench.strategies.registry import chosen_by
 
 Watch = Callable[[Steps, RunResult], None]
@@ -186,8 +186,8 @@ class _Work:
         how = config.engine, config.cuda_graphs, config.chunk_size
         if self.reference and reference:
             record["reference"] = {"strategy": self.reference.name, "span": span(reference)}
-        beyond = beyond_training(record, max(len(tokens) - 1 for tokens in streams))
-        until = None if beyond is None else record["model"]["context_length"]
+        longest = max(len(tokens) - 1 for tokens in streams)
+        beyond, until = beyond_training(record, longest), end_of(reference, longest, record["model"]["context_length"])
         engine = choose_engine(model, plan, *how, note, self.stage, reference, until)
         if beyond is not None:
             note(beyond)
@@ -342,7 +342,7 @@ def _resolved(config: RunConfig, model: PreTrainedModel, streams: Streams) -> di
             "parameters": sum(p.numel() for p in model.parameters()),
             "attention": getattr(model.config, "_attn_implementation", None),
             "random_weights": config.random_weights,
-            "context_length": getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None),
+            "context_length": context_length_of(model.config),
         },
         "dtype": str(model.dtype).removeprefix("torch."),
         "dataset": {

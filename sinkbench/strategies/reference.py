@@ -38,6 +38,22 @@ def reference_by(config: RunConfig) -> Chosen | None:
         raise UserError(f"--reference {name}: {str(error).replace('--experiment ', '')}") from error
 
 
+def end_of(plan: Plan | None, length: int, trained: int | None) -> int | None:
+    """The token at which a reference of ``plan`` ends, as it is none from there on.
+
+    Args:
+        plan: of the reference; ``None``: there is none.
+        length: tokens of a stream.
+        trained: positions the model was trained for; ``None``: not known.
+
+    Returns:
+        ``None`` where all tokens are read, or no reference is.
+    """
+    if plan is None or trained is None or min(length, span(plan) or length) <= trained:
+        return None
+    return trained
+
+
 def span(plan: Plan) -> int | None:
     """Positions, the first to the last, over which the attention of a token reaches at most; ``None``: all before it.
 

@@ -24,7 +24,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
 from sinkbench.strategies import LayerPlan, Plan
-from sinkbench.strategies.reference import reference_run
+from sinkbench.strategies.reference import end_of, reference_run
 from sinkbench.strategies.registry import chosen_by
 from sinkbench.sweeps.lengths import streams_of, windows_asked
 
@@ -108,6 +108,9 @@ def _of_one(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
         return _Run(options, shape, device).estimate()
     # a reference has forwards and a cache of its own, and neither is captured
     own, beside = _Run(options.but(cuda_graphs=False), shape, device).estimate(), _Run(alone, shape, device)
+    end = end_of(beside.plan, options.num_tokens, shape.context_length)
+    if end is not None:
+        beside = _Run(alone.but(num_tokens=end), shape, device)
     return Estimate(own.vram_bytes + beside.cache_bytes, own.seconds + beside.estimate().seconds)
 
 

@@ -300,12 +300,37 @@ def _golden() -> torch.nn.Module:
 
 def test_a_reference_has_a_cache_and_forwards_of_its_own() -> None:
     def found(**more: Any) -> module.Estimate:
-        return estimate(options("parallel", num_tokens=65536, **more), shape("llama_2_7b"), H200)
+        return estimate(options("parallel", num_tokens=65536, **more), shape("llama_3_1_8b"), H200)
 
     alone, dense = found(), found(experiment="transformers")
     beside = found(reference="transformers")
     assert beside.seconds == pytest.approx(alone.seconds + dense.seconds)
-    assert beside.vram_bytes - alone.vram_bytes == 65536 * 2 * 32 * 32 * 128 * 2
+    assert beside.vram_bytes - alone.vram_bytes == 65536 * 2 * 32 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize("engine", ["parallel", "stepwise"])
+def test_a_reference_ends_where_it_would_be_read_beyond_what_the_model_was_trained_for(engine: str) -> None:
+    def found(tokens: int, **more: Any) -> module.Estimate:
+        return estimate(options(engine, num_tokens=tokens, cuda_graphs=False, **more), shape("llama_2_7b"), H200)
+
+    alone, trained = found(65536), found(4096, experiment="transformers")
+    beside = found(65536, reference="transformers")
+    assert beside.seconds == pytest.approx(alone.seconds + trained.seconds)
+    assert beside.vram_bytes - alone.vram_bytes == 4096 * 2 * 32 * 32 * 128 * 2
+    # one that never looks back so far is read to the end
+    window, own = {"window_size": 1024}, {"reference": "windowed"}
+    assert found(65536, **window, **own).seconds == pytest.approx(
+        found(65536, **window).seconds + found(65536, experiment="windowed", **window).seconds
+    )
+
+
+def test_a_reference_is_counted_whole_where_nobody_knows_what_the_model_was_trained_for() -> None:
+    unknown = shape("llama_2_7b").model_copy(update={"context_length": None})
+    whole, ended = (
+        estimate(options("parallel", num_tokens=65536, reference="transformers"), one, H200)
+        for one in (unknown, shape("llama_2_7b"))
+    )
+    assert whole.vram_bytes - ended.vram_bytes == (65536 - 4096) * 2 * 32 * 32 * 128 * 2
 
 
 # How much is read

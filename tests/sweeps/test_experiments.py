@@ -385,7 +385,9 @@ def instance(model_type: str, shape: ModelSizes, more: dict[str, Any]) -> Any:
         "intermediate_size": shape.intermediate_size,
         "vocab_size": shape.vocab_size,
         "num_key_value_heads": shape.kv_heads,
+        "max_position_embeddings": shape.context_length,
     }
+    sizes = {name: size for name, size in sizes.items() if size is not None}
     if shape.head_dim * shape.heads != shape.hidden_size:
         sizes["head_dim"] = shape.head_dim
     values = {NAMES.get(model_type, {}).get(key, key): value for key, value in (sizes | more).items()}
