@@ -18,6 +18,7 @@ from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.step import Steps, synchronize
 from sinkbench.models.sizes import active_parameters, layer_sizes
+from sinkbench.positions.bare import device_of
 from sinkbench.positions.detection import read_positions
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
@@ -167,14 +168,15 @@ def seed_loop(model: PreTrainedModel, window: int, sinks: int, tokens: Tensor) -
     """
     cache = DynamicCache()
     cache.layers = [SeedLayer(rope, window + 1) for rope in read_positions(model)]
+    device = device_of(model)
     with _eagerly(model):
         for t in range(len(tokens) - 1):
             synchronize()
             begin = time.perf_counter()
-            held = torch.tensor([[min(t, window)]], device=model.device)
-            token = tokens[t : t + 1][None].to(model.device)
+            held = torch.tensor([[min(t, window)]], device=device)
+            token = tokens[t : t + 1][None].to(device)
             logits = model(input_ids=token, past_key_values=cache, position_ids=held, use_cache=True).logits[0, -1]
-            nll = cross_entropy(logits.float(), tokens[t + 1].to(model.device)).item()
+            nll = cross_entropy(logits.float(), tokens[t + 1].to(logits.device)).item()
             for layer in cache.layers:
                 layer.cut(sinks, window - sinks)
             synchronize()
@@ -284,16 +286,18 @@ def _peak() -> float | None:
 
 def copy_seconds(model: PreTrainedModel) -> list[float]:
     """Seconds a byte, of large copies on the model's device; bytes read and bytes written both count."""
-    size = 2**31 if model.device.type == "cuda" else 2**27
-    source = torch.empty(size, dtype=torch.uint8, device=model.device).random_()
+    device = device_of(model)
+    size = 2**31 if device.type == "cuda" else 2**27
+    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
     return [seconds / (2 * size) for seconds in _seconds(lambda: target.copy_(source))]
 
 
 def product_seconds(model: PreTrainedModel) -> list[float]:
     """Seconds an operation, of large matrix products in the model's dtype on random numbers."""
-    n = 8192 if model.device.type == "cuda" else 1024
-    a, b = torch.randn(2, n, n, dtype=model.dtype, device=model.device)
+    device = device_of(model)
+    n = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, n, n, dtype=model.dtype, device=device)
     return [seconds / (2 * n**3) for seconds in _seconds(lambda: a @ b)]
 
 

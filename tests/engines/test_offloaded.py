@@ -9,6 +9,7 @@ from tiny import shared
 
 from sinkbench.api.decoding import Session
 from sinkbench.data.protocols import windows_of
+from sinkbench.diagnostics import speed
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.windows import read_windows
 from sinkbench.metrics.fluency import fresh_nll
@@ -57,3 +58,12 @@ def test_sessions_and_fluency(family, strategy):
         return [*logits[0].tolist(), *logits[1].tolist(), *fresh_nll(model, tiny.tokens(9), tiny.tokens(12))]
 
     both(family, numbers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_the_seeds_loop_and_all_that_is_timed_beside_it(family):
+    both(family, lambda model: [x for steps in speed.seed_loop(model, 12, 4, tiny.tokens(40)) for x in steps.nll])
+    timings = speed.Timings(window=12, sinks=4, steps=3, streams=[20], dense=0)
+    costs = list(speed.measure(offloaded(family), timings))
+    assert {cost.each for cost in costs} == {"probe", "step", "stream"}
+    assert all(cost.ms > 0 for cost in costs)
