@@ -25,9 +25,16 @@ def choosing():
             yield pytest.param(strategy, kv_format, engine, marks=marks)
 
 
+def joined():
+    """Every strategy cut behind its window, and sinks wherever it may be; the others are ``heavy``."""
+    for family, rows in (("llama", 1), ("llama", 33), ("llama", 200), ("falcon", 130)):
+        for strategy in ("attention_sinks", "windowed", "transformers", "recompute"):
+            marks = () if strategy == "attention_sinks" or rows == 33 else pytest.mark.heavy
+            yield pytest.param(family, rows, strategy, marks=marks)
+
+
 @pytest.mark.parametrize("engine", ["stepwise", "parallel"])
-@pytest.mark.parametrize("strategy", ["attention_sinks", "windowed", "transformers", "recompute"])
-@pytest.mark.parametrize(("family", "rows"), [("llama", 1), ("llama", 33), ("llama", 200), ("falcon", 130)])
+@pytest.mark.parametrize(("family", "rows", "strategy"), joined())
 def test_the_joined_csv_is_that_of_an_uninterrupted_run(family, strategy, rows, engine, whole, here, tmp_path):
     wanted = whole(family, strategy, engine)
     csv = copied(wanted, tmp_path)
@@ -149,10 +156,11 @@ def test_without_a_record_that_says_what_it_is_a_csv_is_not_continued(record, fi
     assert "record" in error
 
 
-def test_a_csv_cut_at_any_byte_of_its_last_row_is_whole_again(finished, here):
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.heavy), 8])
+def test_a_csv_cut_at_any_byte_of_its_last_row_is_whole_again(every, finished, here):
     rows = finished.read_bytes()
     last = rows[:-1].rfind(b"\n") + 1
-    for size in range(last, len(rows)):
+    for size in {*range(last, len(rows), every), len(rows) - 1}:
         finished.write_bytes(rows[:size])
         assert here(*run(finished.parent, "--resume"))[0] == 0, size
         assert finished.read_bytes()[:last] == rows[:last]

@@ -38,7 +38,7 @@ def file(tmp_path):
             "experiment": ["transformers", "windowed", "attention_sinks"],
             "window_size": [16, 32],
             "dtype": "float32",
-            "num_tokens": 120,
+            "num_tokens": 48,
             "output_dir": str(tmp_path / "out"),
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in {**options, **changes}.items()]
@@ -84,7 +84,7 @@ def test_every_cell_has_the_result_of_a_run_of_its_own(here, file, tmp_path):
     assert [line.split(": ")[1] for line in error.splitlines()] == ["finished"] * 5
     assert "attention_sinks-window_16" in out
     alone = golden_options("llama")
-    here("run", *alone, "--num-tokens", "120", "--output-dir", tmp_path / "alone")
+    here("run", *alone, "--num-tokens", "48", "--output-dir", tmp_path / "alone")
     swept = pd.read_csv(out_of(path) / "attention_sinks-window_32.csv")
     wanted = pd.read_csv(tmp_path / "alone" / "attention_sinks.csv")
     assert list(swept.nll) == list(wanted.nll)
@@ -147,13 +147,13 @@ def test_a_finished_cell_that_has_lost_rows_is_completed(here, file):
     here("sweep", path)
     csv = out_of(path) / "windowed-window_16.csv"
     whole = pd.read_csv(csv)
-    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:50]) + "50,1.")
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:21]) + "21,1.")
     status, out, _ = here("sweep", path)
     assert (status, out.count("was there")) == (0, 4)
     again = pd.read_csv(csv)
-    assert list(again.input_length) == list(range(1, 121))
+    assert list(again.input_length) == list(range(1, 49))
     assert again.nll.to_numpy() == pytest.approx(whole.nll.to_numpy(), abs=2e-4)
-    assert record(csv)["resumed_at"] == [49]
+    assert record(csv)["resumed_at"] == [20]
 
 
 def test_overwrite_runs_what_is_finished_again(here, file, loads):
@@ -212,22 +212,22 @@ def test_a_cell_that_cannot_run_is_on_record_and_the_others_run(here, file, tmp_
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_sweep_that_is_interrupted_goes_on_where_it_was(number, status, here, file, tmp_path):
-    tokens = stream_of(tmp_path / "long.jsonl", 1001)
-    path = file(dataset_name=str(tokens), num_tokens=1000, window_size=[16])
+    tokens = stream_of(tmp_path / "long.jsonl", 601)
+    path = file(dataset_name=str(tokens), num_tokens=600, window_size=[16], experiment=["transformers", "windowed"])
     csv, child = out_of(path) / "transformers.csv", begun(["sweep", path])
     await_rows(csv, child, 2000)
     os.kill(child, number)
     assert ended(child) == status
     cut = len(pd.read_csv(csv))
-    assert cut < 1000
+    assert cut < 600
     status, _, error = here("sweep", path)
     assert status == 0, error
-    assert list(pd.read_csv(csv).input_length) == list(range(1, 1001))
+    assert list(pd.read_csv(csv).input_length) == list(range(1, 601))
     found = record(csv)
     assert found["resumed_at"] == [cut]
     first, second = found["sessions"]
     assert first["exit_reason"] == f"interrupted ({signal.Signals(number).name})"
-    assert [(s["first_row"], s["rows"]) for s in (first, second)] == [(1, cut), (cut + 1, 1000 - cut)]
+    assert [(s["first_row"], s["rows"]) for s in (first, second)] == [(1, cut), (cut + 1, 600 - cut)]
     assert first["seconds"] + second["seconds"] == pytest.approx(found["seconds"])
 
 
@@ -281,12 +281,12 @@ def test_out_of_memory_elsewhere_goes_on_here(here, file):
     path = file(window_size=[16])
     here("sweep", path)
     csv = out_of(path) / "windowed.csv"
-    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:51]))
-    elsewhere(csv, exit_reason="out of memory", rows=50)
+    csv.write_text("".join(csv.read_text().splitlines(keepends=True)[:21]))
+    elsewhere(csv, exit_reason="out of memory", rows=20)
     status, out, error = here("sweep", path)
     assert (status, out.count("was there")) == (0, 2), error
     first, second = record(csv)["sessions"]
-    assert (first["device"], first["rows"], second["rows"]) == ("another machine", 50, 70)
+    assert (first["device"], first["rows"], second["rows"]) == ("another machine", 20, 28)
     assert second["device"] == record(csv)["device"] != "another machine"
     assert here("sweep", path)[1].count("was there") == 3
 
