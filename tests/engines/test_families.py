@@ -50,8 +50,15 @@ def assert_streams(model: PreTrainedModel, strategy: str, length: int = LENGTH) 
 # Families
 
 
-@cut
-@every_family
+def cuts():
+    """Every family with sinks, a few without too, which is the same code with fewer of them; the others ``heavy``."""
+    for family in tiny.STREAMABLE:
+        for strategy in CUT:
+            light = strategy == "attention_sinks" or family in tiny.FEW
+            yield pytest.param(family, strategy, marks=() if light else pytest.mark.heavy)
+
+
+@pytest.mark.parametrize(("family", "strategy"), cuts())
 def test_a_cut_cache_answers_as_if_rotated_anew_on_every_step(family: str, strategy: str) -> None:
     assert_streams(shared(family), strategy)
 
@@ -242,12 +249,12 @@ def test_a_turn_by_a_million_positions_is_exact(family: str) -> None:
 
 def test_thousands_of_tokens_with_many_rebases_end_as_the_oracle_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model, window, sinks, tail = tiny.ROTARY["llama"](num_hidden_layers=1), 8, 4, 50
-    stream, fed, rebases = tiny.tokens(4100), [], []
+    stream, fed, rebases = tiny.tokens(2600), [], []
     advance, rebase = StreamCache.advance, StreamCache._rebase
     monkeypatch.setattr(StreamCache, "advance", lambda self, n: (fed.append(self.position), advance(self, n))[1])
     monkeypatch.setattr(StreamCache, "_rebase", lambda self: (rebases.append(self.position), rebase(self))[1])
     actual = streamed(model, "attention_sinks", stream, window, sinks)
-    assert len(rebases) >= 5
+    assert len(rebases) >= 3
     assert max(fed) < 1024
     # One layer's keys depend on their own token only: whatever was dropped has left no trace.
     spliced = torch.cat((stream[:sinks], stream[-tail - 1 - (window - sinks) :]))
