@@ -36,8 +36,15 @@ def assert_recomputes(engine, model):
     assert_same(read(engine, model, stream), recomputed(model, stream, WINDOW))
 
 
-@engines
-@pytest.mark.parametrize("family", EVERY)
+def combinations():
+    """Every family by the engine that batches windows, a few by both; the others are ``heavy``."""
+    for family in EVERY:
+        for engine in ("stepwise", "parallel"):
+            light = family in tiny.FEW or engine == "parallel"
+            yield pytest.param(family, engine, marks=() if light else pytest.mark.heavy)
+
+
+@pytest.mark.parametrize(("family", "engine"), combinations())
 def test_every_prediction_is_that_of_a_dense_forward_over_the_window(family, engine):
     assert_recomputes(engine, EVERY[family]())
 

@@ -43,7 +43,7 @@ def test_in_float64_the_same_goes_at_every_step_and_nlls_agree_to_the_last_bits(
 
 @each_position
 @each_rule
-@pytest.mark.parametrize(("sinks", "recent"), [(0, 0), (2, 3)])
+@pytest.mark.parametrize(("sinks", "recent"), [pytest.param(0, 0, marks=pytest.mark.heavy), (2, 3)])
 @pytest.mark.parametrize("model", MODELS)
 def test_in_float32_the_same_goes_unless_rounding_decides(model, sinks, recent, rule, positions):
     make = partial(model_of, model, torch.float32)
