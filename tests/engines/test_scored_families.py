@@ -26,11 +26,15 @@ def make(family, dtype=torch.float64):
 
 
 def combinations(*rules):
-    """Every family with ``rules``, a few with those of patterns of their own; the others are ``heavy``."""
+    """Every family with ``rules`` at places in the cache; a few also in the text, and with rules of other patterns.
+
+    The others are ``heavy``.
+    """
     for family in tiny.STREAMABLE:
         for rule in RULES:
             for positions in POSITIONS:
-                light = rule in rules or (family in tiny.FEW and rule in ("tova", "keydiff"))
+                few = family in tiny.FEW
+                light = few and rule in ("tova", "keydiff") or rule in rules and (few or positions == "cache")
                 yield pytest.param(family, rule, positions, marks=() if light else pytest.mark.heavy)
 
 

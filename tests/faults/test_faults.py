@@ -29,7 +29,7 @@ ROWS = 2000  # bytes: some twenty rows
 
 @pytest.fixture
 def long_stream(tmp_path):
-    return stream_of(tmp_path / "long.jsonl", 100_000)
+    return stream_of(tmp_path / "long.jsonl", 20_001)
 
 
 def endless(long_stream, out, *more):
@@ -40,7 +40,7 @@ def endless(long_stream, out, *more):
         "--dataset-name",
         long_stream,
         "--num-tokens",
-        90_000,
+        20_000,
         "--output-dir",
         out,
         *more,

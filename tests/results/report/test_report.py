@@ -89,7 +89,18 @@ def folder(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("runs")
     for experiment in ("transformers", "windowed", "attention_sinks", "recompute"):
-        main(["run", "--experiment", experiment, *golden_options("llama"), "--output-dir", str(place)])
+        main(
+            [
+                "run",
+                "--experiment",
+                experiment,
+                *golden_options("llama"),
+                "--num-tokens",
+                "120",
+                "--output-dir",
+                str(place),
+            ]
+        )
     return place
 
 
