@@ -110,7 +110,8 @@ def test_every_engine_holds_what_the_rule_says_where_it_says(family, strategy, p
     plan = plan_of(model, strategy, positions)
     wanted = by_position(model, stream, RULES[strategy](WINDOW, SINKS), positions)
     assert_same(nll(Stepwise(model), plan, stream), wanted)
-    assert_same(nll(Stepwise(model), plan, stream, 29), wanted[29:])
+    if family in tiny.FEW:
+        assert_same(nll(Stepwise(model), plan, stream, 29), wanted[29:])
     changing = positions == "text" and family in ("dynamic", "longrope")
     if family not in STATEFUL and not changing:
         assert_same(nll(Parallel(model, 21), plan, stream), wanted)

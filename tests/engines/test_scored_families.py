@@ -34,7 +34,7 @@ def combinations(*rules):
         for rule in RULES:
             for positions in POSITIONS:
                 few = family in tiny.FEW
-                light = few and rule in ("tova", "keydiff") or rule in rules and (few or positions == "cache")
+                light = (few and rule in ("tova", "keydiff")) or (rule in rules and (few or positions == "cache"))
                 yield pytest.param(family, rule, positions, marks=() if light else pytest.mark.heavy)
 
 

@@ -84,7 +84,7 @@ def test_each_stream_says_what_it_says_alone(family, strategy):
     agree(model, tiny.plan(model, name, 9, 2, **values), streams_of(RAGGED), 13, 4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     strategy=st.sampled_from(sorted(STRATEGIES)),
     lengths=st.lists(st.integers(2, 70), min_size=1, max_size=9),

@@ -395,7 +395,7 @@ KEYS = ("rows", "overall_ppl", "started", "ended", "device", "dtype", "model", "
     record=st.dictionaries(st.sampled_from((*KEYS, "exit_reason", "command", "peak_vram_gib")), ANY),
     values=st.lists(st.floats(width=32), min_size=1, max_size=40),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_whatever_the_files_hold_there_is_a_report(record, values):
     frame = made(n=len(values)).frame.assign(
