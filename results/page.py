@@ -218,11 +218,12 @@ def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
         output = page / f"frontier{f'_{corpus}' if number else ''}.png"
         sinkbench.plot(chosen, features="frontier", title=title, output=output)
     corpus, rows = next(iter(corpora.items()))
-    small, large = budgets_of(rows)[0], budgets_of(rows)[-1]
-    for budget, feature, name in (
-        *((large, "recall", "recall"), (small, "retention", "retention")),
-        (small, ("perplexity", "kv_cache"), "perplexity"),
-    ):
+    budgets = budgets_of(rows)
+    small, middle = budgets[0], budgets[len(budgets) // 2]
+    drawn = [(middle, "recall", "recall"), (small, ("perplexity", "kv_cache"), "perplexity")]
+    if any((full / corpus).glob(f"*.trace.npz")):
+        drawn.append((small, "retention", "retention"))
+    for budget, feature, name in drawn:
         chosen = [
             path
             for path in sorted((full / corpus).glob("*.csv"))
@@ -257,8 +258,8 @@ def main(full: Path, page: Path, steps: Path | None = None) -> None:
     for corpus, of in rows.items():
         budgets = budgets_of(of)
         text |= {f"summary {corpus}": summary(of), f"perplexity {corpus}": perplexities(runs[corpus], budgets)}
-        text |= {f"recall {corpus}": recall(runs[corpus], budgets[-1])}
-        text |= {f"costs {corpus}": costs(runs[corpus], known, budgets[-1])}
+        text |= {f"recall {corpus}": recall(runs[corpus], budgets[len(budgets) // 2])}
+        text |= {f"costs {corpus}": costs(runs[corpus], known, budgets[len(budgets) // 2])}
     readme = page / "README.md"
     readme.write_text(written(readme.read_text(), text))
     parts = ["# Rankings by budget"]
