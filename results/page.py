@@ -3,8 +3,9 @@
     sinkbench sweep experiments/benchmark_cpu.toml --output-dir FULL
     python results/page.py FULL results/benchmark_cpu
 
-writes the ``README.md`` of that folder anew between the marks that stand in it, a ``ranking.md``, the figures, and
-beside them rows and records, thinned to some 400 rows a run. What steps cost is taken from a third argument, where
+writes the ``README.md`` of that folder anew between the marks that stand in it, a ``ranking.md``, the figures, a
+``report.html`` of what has the middle one of the budgets, and beside them rows and records, thinned to 400 rows a run
+at most. What steps cost is taken from a third argument, where
 there is one: ``speed.json``, which ``sinkbench speed --output speed.md`` writes.
 
 A folder of FULL is a corpus, with a run of dense attention that the others are held against, as far as the model was
@@ -13,10 +14,12 @@ trained for. Intervals are 95 %, by a block bootstrap of a stream and by drawing
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -28,10 +31,11 @@ from sinkbench.results.documents import streams_of
 from sinkbench.results.frontier import series_of
 from sinkbench.results.intervals import Interval, interval
 from sinkbench.results.recall import recall_by_distance, window_of
+from sinkbench.results.report.writing import write_report
 from sinkbench.results.run import DENSE, Run
 from sinkbench.validation import MOST
 
-ROWS = 400  # of a run that are kept
+ROWS, ALL_ROWS = 400, 40_000  # of a run, and of all runs, that are kept, about
 FEW = 10  # documents, of which drawing some says nothing
 MAIN = ("windowed", "attention_sinks", "context_shift", "pyramid", "h2o", "tova")
 GUARDED = ("knorm", "keydiff", "random")  # in figures with four sinks and recent tokens
@@ -194,10 +198,12 @@ def costs(runs: Runs, steps: Mapping[str, float], budget: int) -> str:
 
 def thin(full: Path, to: Path) -> None:
     """Every so many-th row, and the last of each stream, with records that say so."""
-    for path in sorted(full.rglob("*.csv")):
+    paths = sorted(full.rglob("*.csv"))
+    rows = min(ROWS, ALL_ROWS / len(paths))
+    for path in paths:
         record = json.loads(path.with_suffix(".json").read_text())
         header, *lines = path.read_text().splitlines(keepends=True)
-        every = max(1, 2 ** round(np.log2(len(lines) / ROWS)))
+        every = max(1, 2 ** round(np.log2(len(lines) / rows)))
         lengths = [int(line.split(",", 1)[0]) for line in lines]
         ends = [after <= length for length, after in zip(lengths, [*lengths[1:], 0], strict=True)]
         kept = [line for line, n, last in zip(lines, lengths, ends, strict=True) if n % every == 0 or last]
@@ -206,6 +212,19 @@ def thin(full: Path, to: Path) -> None:
         place.write_text(header + "".join(kept))
         record["rows_written"] = len(kept)
         place.with_suffix(".json").write_text(json.dumps(record, indent=2))
+
+
+def report(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
+    """The page of dense attention, its formats, and what has the middle budget."""
+    with TemporaryDirectory() as place:
+        for corpus, rows in corpora.items():
+            budgets = budgets_of(rows)
+            (Path(place) / corpus).mkdir()
+            for stem in [DENSE, *(row.run.name for row in rows if row.budget in (budgets[len(budgets) // 2], None))]:
+                for suffix in (".csv", ".json"):
+                    shutil.copy(full / corpus / f"{stem}{suffix}", Path(place) / corpus)
+        write_report([Path(place)], page / "report.html")
+        (page / "report.md").unlink()
 
 
 def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
@@ -221,7 +240,7 @@ def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
     budgets = budgets_of(rows)
     small, middle = budgets[0], budgets[len(budgets) // 2]
     drawn = [(middle, "recall", "recall"), (small, ("perplexity", "kv_cache"), "perplexity")]
-    if any((full / corpus).glob(f"*.trace.npz")):
+    if any((full / corpus).glob("*.trace.npz")):
         drawn.append((small, "retention", "retention"))
     for budget, feature, name in drawn:
         chosen = [
@@ -267,6 +286,7 @@ def main(full: Path, page: Path, steps: Path | None = None) -> None:
         parts += [f"## {corpus}", *ranking(of)] if of[0].sure else []
     (page / "ranking.md").write_text("\n\n".join(parts) + "\n")
     figures(full, page, rows)
+    report(full, page, rows)
     thin(full, page)
 
 
