@@ -66,16 +66,16 @@ def test_matrices_that_meet_one_vector_are_multiplied_together(single, depth, bi
 
 
 @pytest.mark.parametrize("depth", [70, 2560, 4544, 6912, 14336, 18176])
-@pytest.mark.parametrize(("size", "matrices"), [(2, 1), (2, 2), (4, 1)])
-def test_a_row_is_read_once_and_nothing_beside_it(single, depth, size, matrices):
+@pytest.mark.parametrize(("size", "rows"), [(2, 1), (2, 2), (4, 1)])
+def test_a_row_is_read_once_and_nothing_beside_it(single, depth, size, rows):
     """And no thread holds more of it than it has registers for."""
-    shape = single["product"]._shape(depth, size, matrices)
+    shape = single["product"]._shape(depth, size, rows)
     end = 0
     for begin, count in shape["PIECES"]:
         assert begin == end
         end = begin + count * shape["WIDTH"]
     assert depth <= end < depth + shape["WIDTH"]
-    assert matrices * size * depth <= 32 * shape["num_warps"] * single["product"].HELD
+    assert rows * size * depth <= 32 * shape["num_warps"] * single["product"].HELD
 
 
 def test_a_gated_block_is_that_of_torch(single):
