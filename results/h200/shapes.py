@@ -8,7 +8,7 @@ times what one of these 150 rows takes, with everything between two steps.
 
     python results/h200/shapes.py --parallel llama-2-7b mpt-7b
 
-prints microseconds a token of whole streams of 65,536 and 8,192 tokens, in parallel, behind one that compiles.
+prints microseconds a token of whole streams of 65,536 and 8,192 tokens, in parallel, behind one that warms up.
 """
 
 import gc
@@ -107,7 +107,7 @@ def parallel(model: PreTrainedModel) -> str:
     """Microseconds a token of two lengths, the median of three."""
     plan = choose("attention_sinks", WINDOW).plan(layer_sizes(model.config))
     tokens = torch.randint(3, 1000, (LONG + 1,), generator=torch.Generator().manual_seed(0))
-    engine = Parallel(model, compiled=True)
+    engine = Parallel(model)
 
     def seconds(count: int) -> float:
         begin = time.perf_counter()

@@ -7,6 +7,7 @@ position: each has rows of its own in every product, scan and softmax, and says 
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.attention.kernels import INTERPRETED, compilable
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
-from sinkbench.engines.batches import Piece, batches, pieces
+from sinkbench.calls import NOTHING
+from sinkbench.engines.batches import Piece, batches
 from sinkbench.engines.chunks import Room, chunk_for, refuses_plan, states_of
-from sinkbench.engines.compiling import compiled_parts
 from sinkbench.engines.divergence import Measured
 from sinkbench.engines.fresh import fresh_states
 from sinkbench.engines.head import measured
@@ -33,9 +35,6 @@ from sinkbench.positions.families import lasting
 from sinkbench.strategies import Plan
 from sinkbench.validation import MOST
 
-COMPILE_FROM = 50_000  # tokens: shorter streams end before compilation pays
-SHAPES = 4  # of forwards, at most, for each of which parts of the model are compiled
-
 
 @dataclass(frozen=True)
 class Parallel:
@@ -43,7 +42,6 @@ class Parallel:
 
     Attributes:
         chunk: tokens of a stream a forward; by default chosen from the free memory.
-        compiled: whether parts of the model run compiled, on CUDA; by default where there are tokens enough.
         side_by_side: streams a forward, at most; by default chosen from the free memory.
         reference: the plan to diverge from; ``None`` for none.
         until: tokens of a stream that it reads; ``None`` for all. Behind them nothing is measured against it.
@@ -51,7 +49,6 @@ class Parallel:
 
     model: PreTrainedModel
     chunk: int | None = None
-    compiled: bool | None = None
     side_by_side: int | None = None
     reference: Plan | None = None
     until: int | None = None
@@ -74,12 +71,13 @@ class Parallel:
         """
         model, lengths = self.model, [max(0, len(stream) - 1) for stream in streams]
         if self.reference is not None and self.reference.context is not None:
-            for index in range(first, len(streams)):
-                begin = start if index == first else 0
-                steps = many_a_step(
-                    *(model, plan, streams[index], begin, trace, self.reference, self.until, self.chunk)
-                )
-                yield from ((index, one) for one in steps)
+            with quick_parts(model):
+                for index in range(first, len(streams)):
+                    begin = start if index == first else 0
+                    steps = many_a_step(
+                        *(model, plan, streams[index], begin, trace, self.reference, self.until, self.chunk)
+                    )
+                    yield from ((index, one) for one in steps)
             return
         plans = [plan] if self.reference is None else [plan, self.reference]
         for one, end in zip(plans, (None, self.until), strict=False):
@@ -94,9 +92,7 @@ class Parallel:
             return self.side_by_side or max(1, min(counts) // len(counts))
 
         groups = [group for group in batches(lengths, fits) if max(group) >= first]
-        shapes = {(p.rows, p.end - p.begin) for g in groups for p in pieces([lengths[i] for i in g], chunk)}
-        worth_it = sum(lengths) >= COMPILE_FROM and len(shapes) <= SHAPES
-        with compiled_parts(model, worth_it if self.compiled is None else self.compiled):
+        with quick_parts(model):
             parts = (
                 part for group in groups for part in self._batch(plan, streams, group, (first, start), chunk, trace)
             )
@@ -145,6 +141,13 @@ class Parallel:
                 waiting = begun
         if waiting:
             yield from waiting.steps()
+
+
+def quick_parts(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within this context, parts of ``model`` take many tokens in few launches, where Triton runs on its device."""
+    triton = device_of(model).type == "cuda" or INTERPRETED
+    many = compilable("sinkbench.engines.many.parts") if triton and model.dtype != torch.float64 else None
+    return NOTHING if many is None else many.many_parts(model)
 
 
 def _beside(

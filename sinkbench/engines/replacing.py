@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,12 @@ from transformers import PreTrainedModel
 
 ROTATE = "apply_rotary_pos_emb"  # what transformers' models call their rotary function
 Function = Callable[..., Any]
+
+
+def rotary_modules(model: PreTrainedModel) -> list[ModuleType]:
+    """Where the rotary functions of ``model`` are found, by the name :data:`ROTATE`."""
+    sources = {type(m).__module__ for m in model.modules()}
+    return [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
 
 
 @contextmanager
@@ -20,8 +27,7 @@ def replaced(
 
     A module for which there is none, or before which something stands already, keeps its own.
     """
-    sources = {type(m).__module__ for m in model.modules()}
-    rotary = [sys.modules[name] for name in sources if hasattr(sys.modules[name], ROTATE)]
+    rotary = rotary_modules(model)
     before = [getattr(source, ROTATE) for source in rotary]
     changed: list[nn.Module] = []
     try:

@@ -19,7 +19,6 @@ from sinkbench.cache.strip import BLOCK, compaction_interval
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
 from sinkbench.engines.head import SLICE_BYTES
-from sinkbench.engines.parallel import COMPILE_FROM
 from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
@@ -37,8 +36,7 @@ OVER_ARITHMETIC = 1.55
 A_LAYER = {"graph": 30e-6, "cuda": 1e-3, "cpu": 4e-4}
 # Bytes moved for a score where no fused kernel computes attention: results/h200/smollm2_135m_parallel, float32.
 A_SCORE = 190
-# Seconds until a captured step, or compiled parts of a chunk, are ready (results/h200).
-CAPTURED_STEP, COMPILED_PARTS = 3.0, 6.0
+CAPTURED_STEP = 3.0  # seconds until one is ready (results/h200)
 # Seconds to write down a row, of many at once and one by one.
 A_ROW = {"parallel": 1.5e-6, "stepwise": 5e-6}
 WORKSPACE = 32 * 2**20  # bytes that matrix products take on CUDA
@@ -274,8 +272,7 @@ class _Run:
         keys = sum(count * (self.held_by(layer) + beside) for count, layer in self.layers)
         n = self.options.num_tokens
         busy = n * (self.product_seconds(self.shape.met_weights) + self.attention_seconds(keys))
-        compiled = self.device.kind == "cuda" and n >= COMPILE_FROM
-        return max(busy, n / self.chunk * self.read_bytes / self.device.bandwidth) + (COMPILED_PARTS if compiled else 0)
+        return max(busy, n / self.chunk * self.read_bytes / self.device.bandwidth)
 
     @property
     def fresh_seconds(self) -> float:

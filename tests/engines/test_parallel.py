@@ -157,11 +157,11 @@ def test_the_chunk_fits_the_free_memory(monkeypatch):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(("dtype", "compiled", "mean"), [("float32", False, 1e-5), ("bfloat16", True, 1e-2)])
-def test_a_stream_on_cuda_gives_the_nlls_of_the_cpu(strategy, dtype, compiled, mean):
+@pytest.mark.parametrize(("dtype", "mean"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+def test_a_stream_on_cuda_gives_the_nlls_of_the_cpu(strategy, dtype, mean):
     model, tokens = tiny.STREAMABLE["llama"](initializer_range=0.05), tiny.tokens(400)
     plan = tiny.plan(model, strategy, 64, 4, **STRATEGIES[strategy])
     wanted = nll(Stepwise(model), plan, tokens)
-    got = nll(Parallel(model.to("cuda", getattr(torch, dtype)), 150, compiled), plan, tokens)
+    got = nll(Parallel(model.to("cuda", getattr(torch, dtype)), 150), plan, tokens)
     assert np.abs(got - wanted).mean() <= mean
     assert got.mean() == pytest.approx(wanted.mean(), abs=mean / 10)

@@ -16,13 +16,13 @@ STRATEGIES |= {rule: (name, {**values, "recent": 3}) for rule, (name, values, _)
 LENGTHS = (120, 61, 2, 117, 60, 233)
 
 
-def agree(model, plan, close, compiled=False):
+def agree(model, plan, close):
     streams = [tiny.tokens(length, i) for i, length in enumerate(LENGTHS)]
     found = [[] for _ in streams]
-    for index, steps in run_many(Parallel(model, 50, compiled, side_by_side=4), plan, streams):
+    for index, steps in run_many(Parallel(model, 50, side_by_side=4), plan, streams):
         found[index] += steps.nll
     for got, stream in zip(found, streams, strict=True):
-        wanted = [x for steps in Parallel(model, 50, compiled).run(plan, stream) for x in steps.nll]
+        wanted = [x for steps in Parallel(model, 50).run(plan, stream) for x in steps.nll]
         apart = (torch.tensor(got, dtype=torch.float64) - torch.tensor(wanted, dtype=torch.float64)).abs()
         assert len(got) == len(stream) - 1
         assert apart.max() <= close if model.dtype != torch.bfloat16 else apart.mean() <= close

@@ -1,0 +1,54 @@
+"""Which tensors go to programs of ours, and what happens where one does not compile."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from sinkbench.attention.kernels import compiled_for, of_compiler
+
+T = TypeVar("T")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+REFUSED: set[Any] = set()  # launches that a compiler has refused in this process: it would again, in every layer
+
+
+def attempted(launch: Callable[..., T], *args: Any) -> T | None:
+    """What ``launch`` answers with; ``None`` where it cannot be compiled, which one line says once."""
+    if launch in REFUSED:
+        return None
+    try:
+        return launch(*args)
+    except Exception as error:
+        if not of_compiler(error):
+            raise
+        REFUSED.add(launch)
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        what = launch.__name__
+        warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
+        return None
+
+
+def takes(*tensors: object) -> bool:
+    """Whether these are numbers of one shape and dtype that programs of ours read."""
+    first = tensors[0]
+    if not isinstance(first, Tensor) or first.dtype not in DTYPES or not first.numel() or not compiled_for(first):
+        return False
+    like = first.shape, first.dtype, first.device
+    return all(isinstance(x, Tensor) and (x.shape, x.dtype, x.device) == like for x in tensors[1:])
+
+
+def from_row_to_row(x: Tensor) -> int | None:
+    """How far apart the rows of ``x``, ``(..., n)``, lie; ``None`` where that is not one number, or they have gaps."""
+    if x.dim() == 0 or x.stride(-1) != 1:
+        return None
+    apart, count = None, 1
+    for size, stride in zip(reversed(x.shape[:-1]), reversed(x.stride()[:-1]), strict=True):
+        if size == 1:
+            continue
+        apart = stride if apart is None else apart
+        if stride != apart * count:
+            return None
+        count *= size
+    return x.shape[-1] if apart is None else apart

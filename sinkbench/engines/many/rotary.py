@@ -1,0 +1,190 @@
+"""The rotary functions of transformers' models, for many tokens, as one Triton launch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sinkbench.attention.kernels.angles import Layout
+from sinkbench.engines.many.launching import DTYPES, attempted, takes
+from sinkbench.engines.single.rotary import LAYOUTS
+
+TILE = 2048  # numbers of a program, some heads of one token
+ASKED = 3  # tokens that a rotary function is asked about
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a rotary function takes its heads.
+
+    Attributes:
+        tokens: the dimension of tokens, of ``(B, H, n, D)`` or ``(B, n, H, D)``.
+    """
+
+    layout: Layout
+    tokens: int
+
+    def rotating(self, cos: Tensor) -> int:
+        """Features that turn."""
+        return cos.shape[-1] * (2 if self.layout.short else 1)
+
+    def plainly(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """What the program computes, in plain torch."""
+        count = self.rotating(cos)
+        f, half = torch.arange(count, device=x.device), count // 2
+        low = f % 2 == 0 if self.layout.interleaved else f < half
+        partner = f + torch.where(low, 1, -1) * (1 if self.layout.interleaved else half)
+        pair = f // 2 if self.layout.interleaved else f % half
+        c, s = (a.float().unsqueeze(3 - self.tokens)[..., pair if self.layout.by_pair else f] for a in (cos, sin))
+        y = x[..., :count].float()
+        turned = y * c + torch.where(low, -y[..., partner], y[..., partner]) * s
+        return torch.cat((turned.to(x.dtype), x[..., count:]), dim=-1)
+
+    def takes(self, heads: Sequence[Tensor], cos: Tensor) -> bool:
+        """Whether these are heads of the tokens with these angles."""
+        streams, n, _ = cos.shape
+        apart = all(x.shape[self.tokens] == n and x.stride(-1) == 1 and streams in (1, len(x)) for x in heads)
+        return apart and all(x.shape[0] == heads[0].shape[0] for x in heads)
+
+
+@triton.jit
+def _turn(
+    first, second, cos, sin, first_out, second_out, n, first_heads, second_heads, first_blocks, half, dim,
+    first_stream, first_token, first_head, second_stream, second_token, second_head, angle_stream, angle_token,
+    INTERLEAVED: tl.constexpr, BY_PAIR: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    stream, token = row // n, row % n
+    source, target = first + stream * first_stream + token * first_token, first_out
+    heads, apart = first_heads, first_head
+    if block >= first_blocks:
+        block -= first_blocks
+        source, target = second + stream * second_stream + token * second_token, second_out
+        heads, apart = second_heads, second_head
+    h = block * HEADS + tl.arange(0, HEADS)
+    there = (h < heads)[:, None]
+    source += h.to(tl.int64)[:, None] * apart
+    target += (row * heads + h)[:, None] * dim
+    cos += stream * angle_stream + token * angle_token
+    sin += stream * angle_stream + token * angle_token
+    p, f = tl.arange(0, PAIRS), tl.arange(0, 2 * PAIRS)
+    turning, both = p < half, f < 2 * half
+    if BY_PAIR:
+        low_cos = tl.load(cos + p, mask=turning, other=0.0)
+        low_sin = tl.load(sin + p, mask=turning, other=0.0)
+        high_cos, high_sin = low_cos, low_sin
+    elif INTERLEAVED:
+        low_cos, high_cos = tl.split(tl.reshape(tl.load(cos + f, mask=both, other=0.0), (PAIRS, 2)))
+        low_sin, high_sin = tl.split(tl.reshape(tl.load(sin + f, mask=both, other=0.0), (PAIRS, 2)))
+    else:
+        low_cos = tl.load(cos + p, mask=turning, other=0.0)
+        low_sin = tl.load(sin + p, mask=turning, other=0.0)
+        high_cos = tl.load(cos + half + p, mask=turning, other=0.0)
+        high_sin = tl.load(sin + half + p, mask=turning, other=0.0)
+    if INTERLEAVED:
+        x = tl.load(source + f[None, :], mask=there & both[None, :], other=0.0)
+        low, high = tl.split(tl.reshape(x, (HEADS, PAIRS, 2)))
+    else:
+        low = tl.load(source + p[None, :], mask=there & turning[None, :], other=0.0)
+        high = tl.load(source + half + p[None, :], mask=there & turning[None, :], other=0.0)
+    low, high = low.to(tl.float32), high.to(tl.float32)
+    kind = first_out.dtype.element_ty
+    a = (low * low_cos.to(tl.float32)[None, :] - high * low_sin.to(tl.float32)[None, :]).to(kind)
+    b = (high * high_cos.to(tl.float32)[None, :] + low * high_sin.to(tl.float32)[None, :]).to(kind)
+    if INTERLEAVED:
+        turned = tl.reshape(tl.join(a, b), (HEADS, 2 * PAIRS))
+        tl.store(target + f[None, :], turned, mask=there & both[None, :])
+    else:
+        tl.store(target + p[None, :], a, mask=there & turning[None, :])
+        tl.store(target + half + p[None, :], b, mask=there & turning[None, :])
+    if REST > 0:
+        r = 2 * half + tl.arange(0, REST)
+        still = there & (r < dim)[None, :]
+        tl.store(target + r[None, :], tl.load(source + r[None, :], mask=still, other=0.0), mask=still)
+
+
+def turn(heads: Sequence[Tensor], cos: Tensor, sin: Tensor, way: Way) -> tuple[Tensor, ...]:
+    """One tensor or two of heads, turned; each lies as ``(B, n, H, D)``, which attention and caches read.
+
+    Args:
+        cos: ``(1 or B, n, angles)``; so ``sin``.
+    """
+    cos, sin = cos.contiguous(), sin.contiguous()
+    streams, n, dim, count = len(heads[0]), cos.shape[1], heads[0].shape[-1], way.rotating(cos)
+    counts = [x.shape[3 - way.tokens] for x in heads]
+    strides = [(x.stride(0), x.stride(way.tokens), x.stride(3 - way.tokens)) for x in heads]
+    out = [torch.empty(streams, n, h, dim, dtype=heads[0].dtype, device=heads[0].device) for h in counts]
+    pairs = triton.next_power_of_2(count // 2)
+    together = min(max(1, TILE // (2 * pairs)), triton.next_power_of_2(max(counts)))
+    blocks = [triton.cdiv(h, together) for h in counts]
+    _turn[(streams * n, sum(blocks))](
+        *(heads[0], heads[-1], cos, sin, out[0], out[-1], n, counts[0], counts[-1], blocks[0], count // 2, dim),
+        *(*strides[0], *strides[-1], cos.stride(0) if len(cos) > 1 else 0, cos.stride(1)),
+        **{"INTERLEAVED": way.layout.interleaved, "BY_PAIR": way.layout.by_pair, "HEADS": together, "PAIRS": pairs},
+        **{"REST": triton.next_power_of_2(dim - count) if dim > count else 0, "num_warps": 4},
+    )
+    return tuple(x.transpose(1, 2) if way.tokens == 2 else x for x in out)
+
+
+class Turn:
+    """A model's rotary function, in one launch where that gives the same.
+
+    It is called with ``(query, key, cos, sin)``, or, in GPT-J and CodeGen, with ``(query or key, sin, cos)``. How it
+    takes them is found at its first call, by asking it about a few tokens.
+    """
+
+    def __init__(self) -> None:
+        self.ways: dict[tuple[Any, ...], Way | None] = {}
+
+    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        heads, cos, sin = (args[:2], *args[2:]) if len(args) == 4 else (args[:1], *args[:0:-1])
+        if kwargs or len(args) not in (3, 4) or not _fit(heads, cos, sin):
+            return function(*args, **kwargs)
+        key = (len(heads), heads[0].shape[-1], heads[0].dtype, heads[0].device, cos.shape[-1], cos.dtype)
+        if key not in self.ways:
+            self.ways[key] = _way(function, heads, cos)
+        way = self.ways[key]
+        found = attempted(turn, heads, cos, sin, way) if way is not None and way.takes(heads, cos) else None
+        if found is None:
+            return function(*args)
+        return found if len(heads) > 1 else found[0]
+
+
+def _fit(heads: Sequence[Any], cos: Any, sin: Any) -> bool:
+    """Whether these may be heads, and the angles of their tokens."""
+    if not takes(cos, sin) or cos.dim() != 3 or not all(isinstance(x, Tensor) and x.dim() == 4 for x in heads):
+        return False
+    first = heads[0]
+    alike = all((x.dtype, x.device, x.shape[-1]) == (first.dtype, cos.device, first.shape[-1]) for x in heads)
+    return alike and 1 < cos.shape[-1] <= first.shape[-1] and first.dtype in DTYPES and first.numel() > 0
+
+
+def _way(function: Callable[..., Any], heads: Sequence[Tensor], cos: Tensor) -> Way | None:
+    """How ``function`` takes such heads, found by asking it; ``None`` where that is not understood."""
+    dim, count = heads[0].shape[-1], cos.shape[-1]
+    for layout in LAYOUTS:
+        if count * (2 if layout.short else 1) > dim or (count % 2 and not layout.short):
+            continue
+        for tokens in (2, 1):
+            way = Way(layout, tokens)
+            shape = (1, 2, ASKED, dim) if tokens == 2 else (1, ASKED, 2, dim)
+            some = [torch.randn(shape, dtype=x.dtype, device=x.device) for x in heads]
+            angles = torch.stack([layout.angles(count, cos.device) for _ in range(ASKED)])[None]
+            c, s = angles.cos().to(cos.dtype), angles.sin().to(cos.dtype)
+            try:
+                wanted = function(*some, c, s) if len(some) > 1 else (function(*some, s, c),)
+            except Exception:  # it takes them in another way
+                continue
+            if all(_same(w, way.plainly(x, c, s)) for w, x in zip(wanted, some, strict=True)):
+                return way
+    return None
+
+
+def _same(wanted: Tensor, got: Tensor) -> bool:
+    if wanted.shape != got.shape or wanted.dtype != got.dtype:
+        return False
+    return float((wanted - got).abs().max()) <= 16 * torch.finfo(got.dtype).eps * float(got.abs().max())
