@@ -35,8 +35,10 @@ def takes(*tensors: object) -> bool:
     first = tensors[0]
     if not isinstance(first, Tensor) or first.dtype not in DTYPES or not first.numel() or not compiled_for(first):
         return False
-    like = first.shape, first.dtype, first.device
-    return all(isinstance(x, Tensor) and (x.shape, x.dtype, x.device) == like for x in tensors[1:])
+    for x in tensors[1:]:
+        if not isinstance(x, Tensor) or x.shape != first.shape or x.dtype != first.dtype or x.device != first.device:
+            return False
+    return True
 
 
 def from_row_to_row(x: Tensor) -> int | None:

@@ -69,7 +69,7 @@ class Norms:
     def of(self, module: nn.Module) -> Norm | None:
         """As :func:`norm_of`."""
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
+        if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(bias, Tensor | None):
             return None
         plain = tuple((name, x) for name, x in vars(module).items() if isinstance(x, int | float | str | tuple | None))
         key = (type(module), plain, weight.shape, weight.dtype, weight.device, bias is None)
@@ -95,7 +95,7 @@ def _activated(name: str, own: Part, x: Any) -> Any:
 
 def _normalised(norm: Norm, own: Part, x: Any) -> Any:
     total = x.promise if isinstance(x, Later) else None
-    if isinstance(total, Sum) and _reads(norm, total.first):
+    if isinstance(total, Sum) and _fits(norm, total.first):
         found = attempted(normalise, total.first, total.second, norm)
         if found is not None:
             x.kept(found.value)
@@ -103,11 +103,11 @@ def _normalised(norm: Norm, own: Part, x: Any) -> Any:
     x = settled(x)
     across = x.dim() == 4 and not x.is_contiguous()  # heads before tokens
     rows = x.transpose(1, 2) if across else x
-    found = attempted(normalise, rows, None, norm) if _reads(norm, rows) else None
+    found = attempted(normalise, rows, None, norm) if takes(x) and _fits(norm, rows) else None
     if found is None:
         return own(x)
     return found.out.transpose(1, 2) if across else found.out
 
 
-def _reads(norm: Norm, x: Tensor) -> bool:
-    return takes(x) and x.is_contiguous() and x.dtype == norm.weight.dtype and x.shape[-1] == len(norm.weight)
+def _fits(norm: Norm, x: Tensor) -> bool:
+    return x.dtype == norm.weight.dtype and x.shape[-1] == norm.weight.shape[0] and x.is_contiguous()
