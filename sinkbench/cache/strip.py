@@ -236,11 +236,12 @@ class StripLayer(CacheLayerMixin):
 
 
 def lay(strip: Tensor, states: Tensor) -> None:
-    """Copy ``states`` into a part of a strip of the same shape.
+    """Copy ``states`` into a part of a strip of the same shape. Those that are promised are written there at once.
 
     Many tokens on a GPU by words of eight bytes, as torch copies rows that lie apart element by element.
     """
-    many = states.is_cuda and states.shape[2] > 1 and strip.dtype == states.dtype and not states.requires_grad
+    there = type(states) is Tensor and not states.requires_grad
+    many = there and states.is_cuda and states.shape[2] > 1 and strip.dtype == states.dtype
     if many and _in_words(strip) and _in_words(states):
         strip, states = strip.view(torch.int64), states.view(torch.int64)
     strip.copy_(states)

@@ -16,6 +16,7 @@ from transformers.models.gptj import modeling_gptj
 from transformers.models.llama import modeling_llama
 
 from sinkbench.cache.stream import StreamCache
+from sinkbench.cache.strip import lay
 from sinkbench.engines.chunks import hidden_states
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -65,19 +66,19 @@ def test_a_forward_gives_the_hidden_states_of_the_plain_one(many, family):
 
 
 USED = {
-    "llama": {"sums": 4, "norms": 1, "gates": 2, "turns": 2},
-    "phi3": {"sums": 4, "norms": 1, "gates": 2, "turns": 2},
-    "gemma": {"sums": 4, "norms": 1, "gates": 2, "turns": 2},
-    "falcon": {"sums": 2, "norms": 1, "gates": 0, "turns": 2},
-    "gptj": {"sums": 2, "norms": 1, "gates": 0, "turns": 4},
-    "mpt": {"sums": 4, "norms": 1, "gates": 0, "turns": 0},
-    "cohere": {"sums": 2, "norms": 1, "gates": 2, "turns": 2},
+    "llama": {"sums": 4, "norms": 1, "gates": 2, "turns": 2, "turns into caches": 2},
+    "phi3": {"sums": 4, "norms": 1, "gates": 2, "turns": 2, "turns into caches": 2},
+    "gemma": {"sums": 4, "norms": 1, "gates": 2, "turns": 2, "turns into caches": 2},
+    "falcon": {"sums": 2, "norms": 1, "gates": 0, "turns": 2, "turns into caches": 2},
+    "gptj": {"sums": 2, "norms": 1, "gates": 0, "turns": 4, "turns into caches": 0},
+    "mpt": {"sums": 4, "norms": 1, "gates": 0, "turns": 0, "turns into caches": 0},
+    "cohere": {"sums": 2, "norms": 1, "gates": 2, "turns": 2, "turns into caches": 2},
 }
 
 
 @pytest.mark.parametrize("family", USED)
-def test_sums_norms_gates_and_rotations_are_one_launch_each(many, family, monkeypatch):
-    launched = dict.fromkeys(("sums", "norms", "gates", "turns"), 0)
+def test_sums_with_norms_gates_and_rotations_are_one_launch_each(many, family, monkeypatch):
+    launched = dict.fromkeys(("sums", "norms", "gates", "turns", "turns into caches"), 0)
 
     def counted(module, name, what):
         own = getattr(many[module], name)
@@ -90,7 +91,7 @@ def test_sums_norms_gates_and_rotations_are_one_launch_each(many, family, monkey
 
     counted("parts", "normalise", lambda args: "norms" if args[1] is None else "sums")
     counted("later", "gate", lambda args: "gates")
-    counted("rotary", "turn", lambda args: "turns")
+    counted("rotary", "turn", lambda args: "turns" if len(args) == 4 else "turns into caches")
     model = tiny.STREAMABLE[family]().to(DEVICE)
     cache = StreamCache(model, tiny.plan(model, "windowed"))
     with torch.inference_mode(), many["parts"].many_parts(model):
@@ -166,27 +167,26 @@ def test_a_rotary_function_is_that_of_the_model(many, family, streams, dtype):
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     query, key = some(2, 5, 9, width, dtype=dtype).transpose(1, 2), some(2, 5, 2 * width, dtype=dtype)
     key = key.view(2, 5, 2, width).transpose(1, 2)
-    turn = many["rotary"].Turn()
-    for ours, wanted in zip(turn(function, query, key, cos, sin), function(query, key, cos, sin), strict=True):
-        assert apart(ours, wanted) <= 3 * torch.finfo(dtype).eps
-        assert ours.transpose(1, 2).is_contiguous()  # as attention and caches read it
-    assert None not in turn.ways.values()
+    found = many["rotary"].Turn().of(function, (query, key, cos, sin))
+    for ours, wanted in zip(found, function(query, key, cos, sin), strict=True):
+        turned, strip = ours.keep(), torch.zeros(2, wanted.shape[1], 11, width, dtype=dtype, device=DEVICE)
+        assert apart(turned, wanted) <= 3 * torch.finfo(dtype).eps
+        assert turned.transpose(1, 2).is_contiguous()  # as attention reads it
+        lay(strip[:, :, 3:8], many["later"].Later.of(ours))
+        assert torch.equal(strip[:, :, 3:8], turned)
+        assert not strip[:, :, :3].any() and not strip[:, :, 8:].any()
 
 
 def test_a_rotary_function_of_one_tensor_is_asked_in_its_own_order(many):
     heads, (sin, cos) = some(2, 5, 4, 16)[..., :8], some(2, 2, 5, 4)
-    turn = many["rotary"].Turn()
     function = modeling_gptj.apply_rotary_pos_emb
-    assert apart(turn(function, heads, sin, cos), function(heads, sin, cos)) < 1e-6
-    assert None not in turn.ways.values()
+    (found,) = many["rotary"].Turn().of(function, (heads, sin, cos))
+    assert apart(found.keep(), function(heads, sin, cos)) < 1e-6
 
 
 def test_a_rotary_function_of_another_kind_keeps_its_own_way(many):
     query, cos = some(1, 2, 5, 16), some(1, 5, 16)
-    turn = many["rotary"].Turn()
-    ours = turn(lambda q, k, cos, sin: (q.flip(-1), k), query, query, cos, cos)
-    assert torch.equal(ours[0], query.flip(-1))
-    assert list(turn.ways.values()) == [None]
+    assert many["rotary"].Turn().of(lambda q, k, cos, sin: (q.flip(-1), k), (query, query, cos, cos)) is None
 
 
 READ = {

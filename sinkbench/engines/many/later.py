@@ -1,7 +1,8 @@
 """Tensors that are promised: what fills them is launched once it is known what reads them.
 
-So a sum goes along with the norm behind it, and an activation with the product that it is a factor of. What is promised
-looks like any other tensor; whatever torch is asked to do with it finds its numbers.
+So a sum goes along with the norm behind it, an activation with the product that it is a factor of, and keys turn on
+their way into a cache. What is promised looks like any other tensor; whatever torch is asked to do with it finds its
+numbers.
 """
 
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from torch.nn import functional as F
 
 from sinkbench.engines.many.gate import gate
 from sinkbench.engines.many.launching import attempted, takes
+from sinkbench.engines.many.rotary import Turned
 from sinkbench.engines.single.parts import ACTIVATIONS
 
 # What is asked of a tensor without a look at its numbers.
-UNREAD = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim")} | {Tensor.size, Tensor.dim}
+UNREAD = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda")}
+UNREAD |= {Tensor.size, Tensor.dim, Tensor.new_empty}
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,17 @@ class Activated:
         return attempted(gate, self.x, y, self.name) if takes(self.x, y) else None
 
 
+Promise = Sum | Activated | Turned
+
+
 class Later(Tensor):
     """A tensor that is promised, or that was: of a memory of no device, so that none of it is read unnoticed."""
 
-    promise: Sum | Activated | None
+    promise: Promise | None
     value: Tensor | None
 
     @classmethod
-    def of(cls, promise: Sum | Activated) -> "Later":
+    def of(cls, promise: Promise) -> "Later":
         return cls._made(promise.like, promise, None)
 
     @classmethod
@@ -73,7 +79,7 @@ class Later(Tensor):
         return cls._made(value, None, value)
 
     @classmethod
-    def _made(cls, like: Tensor, promise: Sum | Activated | None, value: Tensor | None) -> "Later":
+    def _made(cls, like: Tensor, promise: Promise | None, value: Tensor | None) -> "Later":
         made: Later = Tensor._make_subclass(cls, torch.empty(like.shape, dtype=like.dtype, device="meta"))
         made.promise, made.value = promise, value
         return made
@@ -116,10 +122,15 @@ def _times(x: Any, y: Any, **more: Any) -> Tensor | None:
     return None
 
 
+def _copied(target: Any, source: Any, *more: Any, **others: Any) -> Tensor | None:
+    promise = source.promise if isinstance(source, Later) and type(target) is Tensor else None
+    return promise.into(target) if isinstance(promise, Turned) else None
+
+
 def _dropped(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor | None:
     return None if training else x
 
 
-ANSWERS: dict[Any, Callable[..., Tensor | None]] = {F.dropout: _dropped}
+ANSWERS: dict[Any, Callable[..., Tensor | None]] = {F.dropout: _dropped, Tensor.copy_: _copied}
 ANSWERS |= dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), _added)
 ANSWERS |= dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), _times)

@@ -36,7 +36,7 @@ def many_parts(model: PreTrainedModel) -> Iterator[None]:
         return
     norms = Norms()
     parts = {(module, "forward"): part for module in model.modules() if (part := _part(module, norms)) is not None}
-    turns = {(source, ROTATE): Turn() for source in rotary_modules(model)}
+    turns = {(source, ROTATE): partial(_turned, Turn()) for source in rotary_modules(model)}
     with standing_in({**parts, **turns}):
         yield
 
@@ -91,6 +91,14 @@ def _begun(own: Part, *args: Any, **kwargs: Any) -> Any:
 def _activated(name: str, own: Part, x: Any) -> Any:
     x = settled(x)
     return Later.of(Activated(x, name)) if takes(x) else own(x)
+
+
+def _turned(turn: Turn, own: Part, *args: Any, **kwargs: Any) -> Any:
+    found = None if kwargs else turn.of(own, args)
+    if found is None:
+        return own(*args, **kwargs)
+    # the query is read at once; the key may turn on its way into a cache
+    return (found[0].keep(), Later.of(found[1])) if len(found) == 2 else found[0].keep()
 
 
 def _normalised(norm: Norm, own: Part, x: Any) -> Any:

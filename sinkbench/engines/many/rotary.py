@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,22 +54,16 @@ class Way:
 
 @triton.jit
 def _turn(
-    first, second, cos, sin, first_out, second_out, n, first_heads, second_heads, first_blocks, half, dim,
-    first_stream, first_token, first_head, second_stream, second_token, second_head, angle_stream, angle_token,
+    x, cos, sin, out, n, heads, half, dim, x_stream, x_token, x_head, out_stream, out_token, out_head,
+    angle_stream, angle_token,
     INTERLEAVED: tl.constexpr, BY_PAIR: tl.constexpr, HEADS: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
-    row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    row = tl.program_id(0).to(tl.int64)
     stream, token = row // n, row % n
-    source, target = first + stream * first_stream + token * first_token, first_out
-    heads, apart = first_heads, first_head
-    if block >= first_blocks:
-        block -= first_blocks
-        source, target = second + stream * second_stream + token * second_token, second_out
-        heads, apart = second_heads, second_head
-    h = block * HEADS + tl.arange(0, HEADS)
+    h = (tl.program_id(1) * HEADS + tl.arange(0, HEADS)).to(tl.int64)
     there = (h < heads)[:, None]
-    source += h.to(tl.int64)[:, None] * apart
-    target += (row * heads + h)[:, None] * dim
+    source = x + stream * x_stream + token * x_token + h[:, None] * x_head
+    target = out + stream * out_stream + token * out_token + h[:, None] * out_head
     cos += stream * angle_stream + token * angle_token
     sin += stream * angle_stream + token * angle_token
     p, f = tl.arange(0, PAIRS), tl.arange(0, 2 * PAIRS)
@@ -86,13 +81,13 @@ def _turn(
         high_cos = tl.load(cos + half + p, mask=turning, other=0.0)
         high_sin = tl.load(sin + half + p, mask=turning, other=0.0)
     if INTERLEAVED:
-        x = tl.load(source + f[None, :], mask=there & both[None, :], other=0.0)
-        low, high = tl.split(tl.reshape(x, (HEADS, PAIRS, 2)))
+        whole = tl.load(source + f[None, :], mask=there & both[None, :], other=0.0)
+        low, high = tl.split(tl.reshape(whole, (HEADS, PAIRS, 2)))
     else:
         low = tl.load(source + p[None, :], mask=there & turning[None, :], other=0.0)
         high = tl.load(source + half + p[None, :], mask=there & turning[None, :], other=0.0)
     low, high = low.to(tl.float32), high.to(tl.float32)
-    kind = first_out.dtype.element_ty
+    kind = out.dtype.element_ty
     a = (low * low_cos.to(tl.float32)[None, :] - high * low_sin.to(tl.float32)[None, :]).to(kind)
     b = (high * high_cos.to(tl.float32)[None, :] + low * high_sin.to(tl.float32)[None, :]).to(kind)
     if INTERLEAVED:
@@ -107,31 +102,51 @@ def _turn(
         tl.store(target + r[None, :], tl.load(source + r[None, :], mask=still, other=0.0), mask=still)
 
 
-def turn(heads: Sequence[Tensor], cos: Tensor, sin: Tensor, way: Way) -> tuple[Tensor, ...]:
-    """One tensor or two of heads, turned; each lies as ``(B, n, H, D)``, which attention and caches read.
+def turn(x: Tensor, cos: Tensor, sin: Tensor, way: Way, out: Tensor | None = None) -> Tensor:
+    """``x``, turned, into ``out`` of the same shape, or else into memory that lies as ``(B, n, H, D)``.
 
     Args:
-        cos: ``(1 or B, n, angles)``; so ``sin``.
+        cos: ``(1 or B, n, angles)``, contiguous; so ``sin``.
     """
-    cos, sin = cos.contiguous(), sin.contiguous()
-    streams, n, dim, count = len(heads[0]), cos.shape[1], heads[0].shape[-1], way.rotating(cos)
-    counts = [x.shape[3 - way.tokens] for x in heads]
-    strides = [(x.stride(0), x.stride(way.tokens), x.stride(3 - way.tokens)) for x in heads]
-    out = [torch.empty(streams, n, h, dim, dtype=heads[0].dtype, device=heads[0].device) for h in counts]
+    dim, count, (tokens, of_heads) = x.shape[-1], way.rotating(cos), (way.tokens, 3 - way.tokens)
+    streams, n, heads = x.shape[0], x.shape[tokens], x.shape[of_heads]
+    if out is None:
+        out = torch.empty(streams, n, heads, dim, dtype=x.dtype, device=x.device)
+        out = out.transpose(1, 2) if tokens == 2 else out
     pairs = triton.next_power_of_2(count // 2)
-    together = min(max(1, TILE // (2 * pairs)), triton.next_power_of_2(max(counts)))
-    blocks = [triton.cdiv(h, together) for h in counts]
-    _turn[(streams * n, sum(blocks))](
-        *(heads[0], heads[-1], cos, sin, out[0], out[-1], n, counts[0], counts[-1], blocks[0], count // 2, dim),
-        *(*strides[0], *strides[-1], cos.stride(0) if len(cos) > 1 else 0, cos.stride(1)),
+    together = min(max(1, TILE // (2 * pairs)), triton.next_power_of_2(heads))
+    strides = [y.stride(dim) for y in (x, out) for dim in (0, tokens, of_heads)]
+    _turn[(streams * n, triton.cdiv(heads, together))](
+        *(x, cos, sin, out, n, heads, count // 2, dim, *strides),
+        *(cos.stride(0) if len(cos) > 1 else 0, cos.stride(1)),
         **{"INTERLEAVED": way.layout.interleaved, "BY_PAIR": way.layout.by_pair, "HEADS": together, "PAIRS": pairs},
-        **{"REST": triton.next_power_of_2(dim - count) if dim > count else 0, "num_warps": 4},
+        **{"REST": triton.next_power_of_2(dim - count) if dim > count else 0},
+        **{"num_warps": min(4, max(1, together * pairs // 256))},
     )
-    return tuple(x.transpose(1, 2) if way.tokens == 2 else x for x in out)
+    return out
+
+
+@dataclass(frozen=True)
+class Turned:
+    """``like``, heads of many tokens, turned."""
+
+    like: Tensor
+    cos: Tensor
+    sin: Tensor
+    way: Way
+    plain: Callable[[], Tensor]
+
+    def keep(self) -> Tensor:
+        found = attempted(turn, self.like, self.cos, self.sin, self.way)
+        return self.plain() if found is None else found
+
+    def into(self, target: Tensor) -> Tensor | None:
+        """``target``, of the same shape, filled; ``None`` where it cannot be filled so."""
+        return attempted(turn, self.like, self.cos, self.sin, self.way, target) if takes(self.like, target) else None
 
 
 class Turn:
-    """A model's rotary function, in one launch where that gives the same.
+    """A model's rotary function, in one launch for each tensor where that gives the same.
 
     It is called with ``(query, key, cos, sin)``, or, in GPT-J and CodeGen, with ``(query or key, sin, cos)``. How it
     takes them is found at its first call, by asking it about a few tokens.
@@ -140,18 +155,24 @@ class Turn:
     def __init__(self) -> None:
         self.ways: dict[tuple[Any, ...], Way | None] = {}
 
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def of(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Turned, ...] | None:
+        """What ``function`` would answer with, promised; ``None`` where it has to be called."""
         heads, cos, sin = (args[:2], *args[2:]) if len(args) == 4 else (args[:1], *args[:0:-1])
-        if kwargs or len(args) not in (3, 4) or not _fit(heads, cos, sin):
-            return function(*args, **kwargs)
+        if len(args) not in (3, 4) or not _fit(heads, cos, sin):
+            return None
         key = (len(heads), heads[0].shape[-1], heads[0].dtype, heads[0].device, cos.shape[-1], cos.dtype)
         if key not in self.ways:
             self.ways[key] = _way(function, heads, cos)
         way = self.ways[key]
-        found = attempted(turn, heads, cos, sin, way) if way is not None and way.takes(heads, cos) else None
-        if found is None:
-            return function(*args)
-        return found if len(heads) > 1 else found[0]
+        if way is None or not way.takes(heads, cos):
+            return None
+        cos, sin = cos.contiguous(), sin.contiguous()
+        return tuple(Turned(x, cos, sin, way, partial(_plainly, function, args, i)) for i, x in enumerate(heads))
+
+
+def _plainly(function: Callable[..., Any], args: tuple[Any, ...], index: int) -> Tensor:
+    found: Any = function(*args)
+    return found[index] if len(args) == 4 else found
 
 
 def _fit(heads: Sequence[Any], cos: Any, sin: Any) -> bool:
