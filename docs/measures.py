@@ -15,7 +15,7 @@ from sinkbench.config import ModelSource, Source
 from sinkbench.data.protocols import windows_of
 from sinkbench.data.stream import read_stream
 from sinkbench.engines.chunks import chunk_for
-from sinkbench.engines.head import loss
+from sinkbench.engines.loss import loss
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.windows import read_windows
 from sinkbench.models.loading import load_model, load_tokenizer, locate

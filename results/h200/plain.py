@@ -19,7 +19,7 @@ from shapes import build as build_shape
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sinkbench.diagnostics.speed import seed_loop
-from sinkbench.engines.head import loss
+from sinkbench.engines.loss import loss
 from sinkbench.engines.predictor import Predictor
 from sinkbench.engines.step import Steps
 from sinkbench.models.sizes import layer_sizes

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
+from sinkbench.engines.loss import loss
 from sinkbench.positions.rotary import wide
 
 Measured: TypeAlias = dict[str, Tensor]  # by column (sinkbench.results.columns), a value a prediction
@@ -33,7 +34,7 @@ def _divergence(logits: Tensor, reference: Tensor, labels: Tensor) -> Measured:
     return {
         "kl": _kl(theirs, ours),
         "same_top": (logits.argmax(dim=-1) == reference.argmax(dim=-1)).to(torch.int64),
-        "reference_nll": -theirs.gather(1, labels[:, None])[:, 0],
+        "reference_nll": loss(reference, labels),
     }
 
 

@@ -1,4 +1,4 @@
-"""The language-model head and the loss, in slices."""
+"""The language-model head, in slices, and what is measured of its logits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,14 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from sinkbench.attention.kernels import compilable
 from sinkbench.calls import standing_in
 from sinkbench.engines.divergence import Measured, divergence
+from sinkbench.engines.loss import loss
 from sinkbench.errors import UserError
-from sinkbench.positions.rotary import wide
 
 SLICE_BYTES = 64 * 2**20  # of float32 logits at a time
 ON_GPU = 4  # times as much there: the head is read anew for each slice, and its product has rows enough for the device
@@ -64,15 +62,6 @@ def _logits(model: PreTrainedModel, hidden: Tensor, labels: Tensor) -> Tensor:
     """``(n, vocabulary)``; the body is asked for ``labels``, which it does not look at."""
     with _body_answers(model, hidden[None]):
         return model(input_ids=labels[None], use_cache=False).logits[0]
-
-
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """-ln p of ``labels``, shape ``(n,)``, under ``logits``, shape ``(n, vocabulary)``, in float32 or wider."""
-    labels = labels.to(logits.device)
-    kernel = compilable("sinkbench.engines.nll") if logits.is_cuda and logits.dtype != torch.float64 else None
-    if kernel is not None and not logits.requires_grad:
-        return kernel.nll(logits, labels)
-    return cross_entropy(logits.to(wide(logits.dtype)), labels, reduction="none")
 
 
 @dataclass

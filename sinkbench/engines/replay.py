@@ -21,7 +21,7 @@ from sinkbench.attention.redirection import redirected
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
-from sinkbench.engines.head import loss
+from sinkbench.engines.loss import loss
 from sinkbench.engines.turns import turns, turns_of
 from sinkbench.errors import UserError
 from sinkbench.positions.families import family_of, lasting, takes_positions

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.divergence import divergence
-from sinkbench.engines.head import loss
+from sinkbench.engines.loss import loss
 from sinkbench.engines.predictor import Predictor
 from sinkbench.engines.step import Steps, synchronize, vram_allocated
 from sinkbench.positions.bare import device_of

@@ -34,8 +34,8 @@ def many_parts(model: PreTrainedModel) -> Iterator[None]:
     if not _all_on_one_device(model):
         yield
         return
-    norms = Norms()
-    parts = {(module, "forward"): part for module in model.modules() if (part := _part(module, norms)) is not None}
+    known = Known()
+    parts = {(module, "forward"): part for module in model.modules() if (part := _part(module, known)) is not None}
     turns = {(source, ROTATE): partial(_turned, Turn()) for source in rotary_modules(model)}
     with standing_in({**parts, **turns}):
         yield
@@ -47,39 +47,54 @@ def _all_on_one_device(model: PreTrainedModel) -> bool:
     return len(devices) == 1 and all(d.type != "cuda" or d.index == torch.cuda.current_device() for d in devices)
 
 
-def _part(module: nn.Module, norms: "Norms") -> Part | None:
+def _part(module: nn.Module, known: "Known") -> Part | None:
     """A quicker forward for ``module``, called with its own; ``None`` where it keeps that."""
     if not isinstance(vars(module).get("forward"), StandIn | None):
         return None  # somebody stands before it
     if isinstance(module, nn.Embedding):
         return _begun
     if type(module).__module__ in ACTIVATIONS:
-        name = activation_of(module, torch.device("cpu"))
+        name = known.activation(module)
         return None if name is None else partial(_activated, name)
-    found = norms.of(module)
+    found = known.norm(module)
     return None if found is None or found.weight.shape[0] > WIDEST else partial(_normalised, found)
 
 
-class Norms:
-    """Norms of a model; of those that are alike one is asked what it computes."""
+class Known:
+    """What the norms and activations of a model compute; of those that are alike one is asked."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[Any, ...], Norm | None] = {}
+        self.norms: dict[tuple[Any, ...], Norm | None] = {}
+        self.activations: dict[tuple[Any, ...], str | None] = {}
 
-    def of(self, module: nn.Module) -> Norm | None:
+    def norm(self, module: nn.Module) -> Norm | None:
         """As :func:`norm_of`."""
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 1 or not isinstance(bias, Tensor | None):
+        if not isinstance(weight, Tensor) or not isinstance(bias, Tensor | None):
             return None
-        plain = tuple((name, x) for name, x in vars(module).items() if isinstance(x, int | float | str | tuple | None))
-        key = (type(module), plain, weight.shape, weight.dtype, weight.device, bias is None)
-        if key not in self.known:
+        key = (*_said(module), weight.shape, weight.dtype, weight.device, bias is None)
+        if key not in self.norms:
             found = norm_of(module)
             if found is not None and not weight.any():  # it says nothing of what another weight would show
                 return found
-            self.known[key] = found
-        known = self.known[key]
+            self.norms[key] = found
+        known = self.norms[key]
         return None if known is None else replace(known, weight=weight, bias=bias)
+
+    def activation(self, module: nn.Module) -> str | None:
+        """As :func:`activation_of`."""
+        key = _said(module)
+        if key not in self.activations:
+            self.activations[key] = activation_of(module, torch.device("cpu"))
+        return self.activations[key]
+
+
+def _said(module: nn.Module) -> tuple[Any, ...]:
+    """What makes ``module`` what it is, but for its weights."""
+    values = (
+        (name, x) for name, x in vars(module).items() if isinstance(x, int | float | str | tuple | None | Callable)
+    )
+    return type(module), *values
 
 
 def _begun(own: Part, *args: Any, **kwargs: Any) -> Any:
