@@ -122,7 +122,7 @@ def test_a_norm_and_the_sum_before_it_are_those_of_torch(many, kind, width, dtyp
     module = NORMS[kind](width).to(DEVICE, dtype)
     for weight in module.parameters():
         weight.data.normal_()
-    norm, x, y = many["parts"].Norms().of(module), some(2, 3, width, dtype=dtype), some(2, 3, width, dtype=dtype)
+    norm, x, y = many["parts"].Known().norm(module), some(2, 3, width, dtype=dtype), some(2, 3, width, dtype=dtype)
     close = 4 * torch.finfo(dtype).eps
     with torch.inference_mode():
         alone, both = many["norm"].normalise(x, None, norm), many["norm"].normalise(x, y, norm)
@@ -132,11 +132,11 @@ def test_a_norm_and_the_sum_before_it_are_those_of_torch(many, kind, width, dtyp
 
 
 def test_norms_that_are_alike_have_their_own_weights(many):
-    norms, modules = many["parts"].Norms(), [nn.LayerNorm(16).to(DEVICE) for _ in range(2)]
+    known, modules = many["parts"].Known(), [nn.LayerNorm(16).to(DEVICE) for _ in range(2)]
     for module in modules:
         module.weight.data.normal_()
-    assert [norms.of(module).weight is module.weight for module in modules] == [True, True]
-    assert len(norms.known) == 1
+    assert [known.norm(module).weight is module.weight for module in modules] == [True, True]
+    assert len(known.norms) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
