@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import chdir
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +36,7 @@ from sinkbench.results.report.writing import write_report
 from sinkbench.results.run import DENSE, Run
 from sinkbench.validation import MOST
 
-ROWS, ALL_ROWS = 400, 30_000  # of a run, and of all runs, that are kept, about
+ROWS, ALL_ROWS = 400, 25_000  # of a run, and of all runs, that are kept, about
 FEW = 10  # documents, of which drawing some says nothing
 MAIN = ("windowed", "attention_sinks", "context_shift", "pyramid", "h2o", "tova")
 GUARDED = ("knorm", "keydiff", "random")  # in figures with four sinks and recent tokens
@@ -216,15 +217,16 @@ def thin(full: Path, to: Path) -> None:
 
 def report(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
     """The page of dense attention, its formats, and what has the middle budget."""
-    with TemporaryDirectory() as place:
+    full, page = full.resolve(), page.resolve()
+    with TemporaryDirectory() as place, chdir(place):  # headings are paths as they are given
         for corpus, rows in corpora.items():
-            budgets = budgets_of(rows)
-            (Path(place) / corpus).mkdir()
+            budgets, folder = budgets_of(rows), Path(page.name, corpus)
+            folder.mkdir(parents=True)
             for stem in [DENSE, *(row.run.name for row in rows if row.budget in (budgets[len(budgets) // 2], None))]:
                 for suffix in (".csv", ".json"):
-                    shutil.copy(full / corpus / f"{stem}{suffix}", Path(place) / corpus)
-        write_report([Path(place)], page / "report.html")
-        (page / "report.md").unlink()
+                    shutil.copy(full / corpus / f"{stem}{suffix}", folder)
+        write_report([Path(page.name)], page / "report.html")
+    (page / "report.md").unlink()
 
 
 def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:

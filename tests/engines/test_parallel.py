@@ -102,8 +102,8 @@ def test_logits_are_never_held_for_the_whole_chunk(monkeypatch):
     whole = nll(Parallel(model, 64), plan, tiny.tokens(100))
     monkeypatch.setattr(head, "SLICE_BYTES", 5 * 4 * tiny.VOCABULARY)
     rows = []
-    original = head.cross_entropy
-    monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: rows.append(len(x)) or original(x, *a, **k))
+    original = head.loss
+    monkeypatch.setattr(head, "loss", lambda x, *a, **k: rows.append(len(x)) or original(x, *a, **k))
     sliced = nll(Parallel(model, 64), plan, tiny.tokens(100))
     assert (max(rows), sum(rows)) == (5, 99)
     assert sliced == pytest.approx(whole, abs=1e-5)
@@ -120,8 +120,8 @@ def test_on_a_gpu_a_slice_of_logits_is_made_of_whole_tiles(vocabulary):
 def test_a_slice_of_logits_takes_no_more_than_128_mib_whatever_the_vocabulary(monkeypatch):
     model = tiny.ROTARY["llama"](vocab_size=50_000, hidden_size=8, num_hidden_layers=1)
     sizes = []
-    original = head.cross_entropy
-    monkeypatch.setattr(head, "cross_entropy", lambda x, *a, **k: sizes.append(x.nbytes) or original(x, *a, **k))
+    original = head.loss
+    monkeypatch.setattr(head, "loss", lambda x, *a, **k: sizes.append(x.nbytes) or original(x, *a, **k))
     stream = tiny.tokens(1200)
     nll(Parallel(model, 1024), tiny.plan(model, "windowed"), stream)
     assert len(sizes) > 2  # the first chunk alone would be 195 MiB

@@ -19,7 +19,7 @@ def _section(section: Section) -> list[str]:
     if section.warnings:
         lines += ["### Warnings", ""]
         for warning in section.warnings:
-            whose = f" ({escaped(warning.runs[0])})" if len(warning.runs) == 1 else ""
+            whose = f" ({escaped(warning.whose)})" if warning.whose else ""
             lines.append(f"- **{escaped(warning.kind)}**{whose}: {escaped(warning.message)}")
         lines.append("")
     lines += ["### Results", "", *table_lines(section.results)]

@@ -56,20 +56,27 @@ class ReportWarning:
     runs: tuple[str, ...]
     message: str
 
+    @property
+    def whose(self) -> str:
+        """Whom it concerns, in a word or two; empty where no run is concerned."""
+        return self.runs[0] if len(self.runs) == 1 else f"{len(self.runs)} runs" if self.runs else ""
+
 
 RunCheck: TypeAlias = Callable[[Run], ReportWarning | None]
 GroupCheck: TypeAlias = Callable[[Sequence[Run]], Iterator[ReportWarning]]
 
 
 def find_warnings(group: Group) -> list[ReportWarning]:
-    """All warnings about ``group``."""
+    """All warnings about ``group``; what is said of several runs in the same words, once."""
     found = [ReportWarning("unreadable file", (), line) for line in group.unreadable]
     checks = [check for check in GROUP_CHECKS if not (group.generated and check is different_tokens)]
     for check in checks:
         found += check(group.runs)
-    for run in group.runs:
-        found += [warning for check in RUN_CHECKS if (warning := check(run))]
-    return found
+    of_runs = [warning for run in group.runs for check in RUN_CHECKS if (warning := check(run))]
+    by_text: dict[tuple[str, str], list[str]] = {}
+    for warning in of_runs:
+        by_text.setdefault((warning.kind, warning.message), []).extend(warning.runs)
+    return [*found, *(ReportWarning(kind, tuple(runs), message) for (kind, message), runs in by_text.items())]
 
 
 def warm_up(run: Run) -> ReportWarning | None:
