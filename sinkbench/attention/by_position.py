@@ -32,6 +32,8 @@ def attend(
     """
     n, policy = query.shape[-2], layer.policy
     first, begin = layer.seen - n, layer.seen - key.shape[-2]  # text indices of the first query and the first key
+    if n == 1 and scores.alibi is not None:
+        return _attend_once(layer, query, key, value, scores)
     count = min(policy.sinks, layer.seen)
     if begin == 0:
         sink_keys, sink_values = key[:, :, :count], value[:, :, :count]
@@ -61,6 +63,28 @@ def attend(
         extra = scores.extra.to(log_sum.dtype)[None, :, None]
         out = out * torch.exp(log_sum - torch.logaddexp(log_sum, extra))[..., None].to(out.dtype)
     return out
+
+
+def _attend_once(layer: StripLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+    """``(B, H, 1, D)`` for the newest token of a model with ALiBi: sinks laid before the window, in one softmax.
+
+    Nothing turns there, so that a step launches little more than the model's own attention would.
+    """
+    assert scores.alibi is not None
+    m = key.shape[-2]
+    count, gone = (0, 0) if m == layer.seen else (layer.policy.sinks, layer.seen - m - layer.policy.sinks)
+    if count:
+        key, value = layer.with_sinks(m)
+    weights = scores.of(query, key)
+    if layer.plan.gap:
+        distance = torch.arange(1 - m - count, 1, dtype=weights.dtype, device=weights.device)
+        if count:
+            distance[:count] -= gone
+        weights = weights.addcmul(scores.alibi.slopes.to(weights.dtype)[:, None, None], distance)
+    else:
+        weights = weights + scores.alibi.table(m + count)[:, None]
+    out = torch.matmul(weights.softmax(-1).to(value.dtype).view(len(query), value.shape[1], -1, m + count), value)
+    return out.view(*query.shape[:-1], -1)
 
 
 def _for_sinks(layer: StripLayer, query: Tensor, rotations: Rotations) -> Rotation:

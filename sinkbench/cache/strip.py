@@ -139,6 +139,15 @@ class StripLayer(CacheLayerMixin):
             self.values[:, :, first : self.start] = self.sinks.values
         return first
 
+    def with_sinks(self, recent: int) -> tuple[Tensor, Tensor]:
+        """The last ``recent`` entries, what has just been evicted among them, behind the sinks as they arrived."""
+        assert self.sinks is not None
+        begin = self.end - recent
+        first = begin - self.policy.sinks  # slots that are free: of what went before, or kept for them
+        self.keys[:, :, first:begin] = self.sinks.keys
+        self.values[:, :, first:begin] = self.sinks.values
+        return self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
+
     def _evict(self) -> None:
         if self.policy.window is None or self.seen <= self.policy.window:
             return

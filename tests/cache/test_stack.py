@@ -1,13 +1,12 @@
 """Layers that are alike are chosen for together: the same goes as layer by layer, and a step asks for little more."""
 
-from collections import Counter
 from functools import cache
 
 import pytest
 import tiny
 import torch
 from evictions import RULES, run
-from torch.utils._python_dispatch import TorchDispatchMode
+from launches import Asked
 
 from sinkbench.cache import stack as stacks
 from sinkbench.cache.scored import ScoredLayer
@@ -91,20 +90,6 @@ def test_a_layer_that_lies_elsewhere_parts_from_those_before_it_in_the_middle_of
             other.evict(weights)
     assert [layer.row for layer in together] == [0, 1, 0, 1]
     assert all(torch.equal(one.tokens, other.tokens) for one, other in zip(together, alone, strict=True))
-
-
-class Asked(TorchDispatchMode):
-    """Counts operations that ask something of a device: all but views."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.counts[func.overloadpacket.__name__] += 1
-        return out
 
 
 @cache

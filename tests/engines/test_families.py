@@ -7,6 +7,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launches import Asked
 from oracle import dense, oracle
 from tiny import shared
 from torch import Tensor
@@ -162,6 +163,20 @@ def test_a_window_may_be_longer_than_a_table_of_positions(family: str, setting: 
 @pytest.mark.parametrize("family", ["bloom", "mpt", "falcon-alibi"])
 def test_alibi_models_stream_with_a_number_of_heads_that_is_no_power_of_two(family: str, strategy: str) -> None:
     assert_streams(tiny.ALIBI[family](hidden_size=96, num_attention_heads=6), strategy, length=40)
+
+
+@pytest.mark.parametrize("family", ["mpt", "bloom"])
+def test_with_alibi_a_step_at_places_in_the_text_launches_about_what_one_in_the_cache_does(family: str) -> None:
+    model, counts = shared(family), {}
+    for positions in ("text", "cache"):
+        steps = Stepwise(model).run(tiny.plan(model, "attention_sinks", 12, 2, positions), tiny.tokens(40))
+        for _ in range(30):
+            next(steps)
+        with Asked() as asked:
+            next(steps)
+        counts[positions] = asked.counts.total()
+        steps.close()
+    assert counts["text"] <= 1.2 * counts["cache"]
 
 
 # Sizes
