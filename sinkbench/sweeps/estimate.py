@@ -18,7 +18,7 @@ from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
-from sinkbench.engines.head import SLICE_BYTES
+from sinkbench.engines.head import ON_GPU, SLICE_BYTES
 from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
@@ -137,7 +137,7 @@ class _Run:
         together = min(fed, max(1, self.chunk // longest) * longest)
         seconds = fed * self.product_seconds(self.shape.met_weights - head) + counted * self.product_seconds(head)
         seconds += self.attention_seconds(self.shape.layers * pairs) + counted * A_ROW["parallel"]
-        return Estimate(self.weights + together * self.a_state + 3 * SLICE_BYTES + self.workspace, seconds)
+        return Estimate(self.weights + together * self.a_state + self.slice_bytes + self.workspace, seconds)
 
     @property
     def workspace(self) -> int:
@@ -208,6 +208,11 @@ class _Run:
         return most_at_once(self.plan, self.device.kind == "cuda")
 
     @property
+    def slice_bytes(self) -> int:
+        """Logits that are there at once: a processor copies them, a GPU reads larger slices as they are."""
+        return SLICE_BYTES * (ON_GPU if self.device.kind == "cuda" else 3)
+
+    @property
     def a_state(self) -> int:
         """Bytes of hidden states, and of scores, for one token of a forward, as the parallel engine reckons."""
         plan = self.plan if self.is_parallel else None
@@ -226,7 +231,7 @@ class _Run:
         if self.plan.context is not None:
             window = min(self.plan.context, self.options.num_tokens)
             together = window * max(1, 2 * self.chunk // window) if self.is_parallel else window
-        logits = 3 * SLICE_BYTES if self.is_parallel else 3 * 4 * self.shape.vocab_size
+        logits = self.slice_bytes if self.is_parallel else 3 * 4 * self.shape.vocab_size
         return together * self.a_state + logits
 
     # Time
@@ -250,7 +255,7 @@ class _Run:
 
     def attention_seconds(self, keys: float) -> float:
         """For the scores of one token with ``keys`` keys, over all layers together, many tokens at once."""
-        fused = self.shape.plain_attention and (self.device.kind == "cpu" or self.itemsize == 2)
+        fused = self.shape.plain_attention or (self.device.kind == "cuda" and not self.plan.by_score)
         fused &= not self.plan.by_score  # a scan reads each score
         arithmetic = 4 * self.shape.heads * self.shape.head_dim * keys / self.device.rate * OVER_ARITHMETIC
         return arithmetic if fused else max(arithmetic, A_SCORE * self.shape.heads * keys / self.device.bandwidth)
