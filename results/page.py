@@ -98,6 +98,11 @@ def budgets_of(rows: list[Row]) -> list[int]:
     return sorted({budget for budget in known if known.count(budget) > 2})
 
 
+def middle(budgets: list[int]) -> int:
+    """The one of ``budgets`` in their middle."""
+    return budgets[len(budgets) // 2]
+
+
 def ranked(rows: list[Row], budget: int) -> list[Row]:
     """Those of one budget, the nearest to dense attention first, with who is tied with it."""
     mine = sorted((row for row in rows if row.budget == budget), key=lambda row: row.kl.mean())
@@ -222,7 +227,7 @@ def report(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
         for corpus, rows in corpora.items():
             budgets, folder = budgets_of(rows), Path(page.name, corpus)
             folder.mkdir(parents=True)
-            for stem in [DENSE, *(row.run.name for row in rows if row.budget in (budgets[len(budgets) // 2], None))]:
+            for stem in [DENSE, *(row.run.name for row in rows if row.budget in (middle(budgets), None))]:
                 for suffix in (".csv", ".json"):
                     shutil.copy(full / corpus / f"{stem}{suffix}", folder)
         write_report([Path(page.name)], page / "report.html")
@@ -240,8 +245,8 @@ def figures(full: Path, page: Path, corpora: Mapping[str, list[Row]]) -> None:
         sinkbench.plot(chosen, features="frontier", title=title, output=output)
     corpus, rows = next(iter(corpora.items()))
     budgets = budgets_of(rows)
-    small, middle = budgets[0], budgets[len(budgets) // 2]
-    drawn = [(middle, "recall", "recall"), (small, ("perplexity", "kv_cache"), "perplexity")]
+    small = budgets[0]
+    drawn = [(middle(budgets), "recall", "recall"), (small, ("perplexity", "kv_cache"), "perplexity")]
     if any((full / corpus).glob("*.trace.npz")):
         drawn.append((small, "retention", "retention"))
     for budget, feature, name in drawn:
@@ -279,8 +284,8 @@ def main(full: Path, page: Path, steps: Path | None = None) -> None:
     for corpus, of in rows.items():
         budgets = budgets_of(of)
         text |= {f"summary {corpus}": summary(of), f"perplexity {corpus}": perplexities(runs[corpus], budgets)}
-        text |= {f"recall {corpus}": recall(runs[corpus], budgets[len(budgets) // 2])}
-        text |= {f"costs {corpus}": costs(runs[corpus], known, budgets[len(budgets) // 2])}
+        text |= {f"recall {corpus}": recall(runs[corpus], middle(budgets))}
+        text |= {f"costs {corpus}": costs(runs[corpus], known, middle(budgets))}
     readme = page / "README.md"
     readme.write_text(written(readme.read_text(), text))
     parts = ["# Rankings by budget"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import kernels, of_compiler
+from sinkbench.attention.kernels import kernels, of_compiler, reason_of
 from sinkbench.attention.rows import Rows
 from sinkbench.strategies import Held
 
@@ -53,7 +53,7 @@ def by_pattern(rows: Rows) -> Tensor | None:
         if not of_compiler(error):
             raise
         found.refused.add(pattern)
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = reason_of(error)
         warnings.warn(f"the scan of {pattern} scores cannot be compiled ({why}): taking the slow way", stacklevel=2)
         return None
     return died

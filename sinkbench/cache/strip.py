@@ -135,18 +135,22 @@ class StripLayer(CacheLayerMixin):
                 # in the cache, right before the window; in the text, as far from the newest token as there
                 by = first + self.offset if not self.plan.gap else self.end + self.offset - self.seen
                 keys = self.moves.move(self.rope, keys, by)
-            self.keys[:, :, first : self.start] = keys
-            self.values[:, :, first : self.start] = self.sinks.values
+            self._put_sinks(keys, self.start)
         return first
 
     def with_sinks(self, recent: int) -> tuple[Tensor, Tensor]:
         """The last ``recent`` entries, what has just been evicted among them, behind the sinks as they arrived."""
         assert self.sinks is not None
-        begin = self.end - recent
-        first = begin - self.policy.sinks  # slots that are free: of what went before, or kept for them
-        self.keys[:, :, first:begin] = self.sinks.keys
-        self.values[:, :, first:begin] = self.sinks.values
+        first = self._put_sinks(self.sinks.keys, self.end - recent)
         return self.keys[:, :, first : self.end], self.values[:, :, first : self.end]
+
+    def _put_sinks(self, keys: Tensor, before: int) -> int:
+        """Fill the free slots before this one with the sinks' ``keys`` and values; answer with the first of them."""
+        assert self.sinks is not None
+        first = before - self.policy.sinks
+        self.keys[:, :, first:before] = keys
+        self.values[:, :, first:before] = self.sinks.values
+        return first
 
     def _evict(self) -> None:
         if self.policy.window is None or self.seen <= self.policy.window:

@@ -255,7 +255,7 @@ class _Run:
 
     def attention_seconds(self, keys: float) -> float:
         """For the scores of one token with ``keys`` keys, over all layers together, many tokens at once."""
-        fused = self.shape.plain_attention or (self.device.kind == "cuda" and not self.plan.by_score)
+        fused = self.shape.plain_attention or self.device.kind == "cuda"
         fused &= not self.plan.by_score  # a scan reads each score
         arithmetic = 4 * self.shape.heads * self.shape.head_dim * keys / self.device.rate * OVER_ARITHMETIC
         return arithmetic if fused else max(arithmetic, A_SCORE * self.shape.heads * keys / self.device.bandwidth)

@@ -29,6 +29,11 @@ def compiled_for(x: Tensor) -> bool:
     return x.is_cuda or INTERPRETED
 
 
+def reason_of(error: Exception) -> str:
+    """What to say of a kernel that could not be compiled, in a part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def of_compiler(error: Exception) -> bool:
     """Whether a kernel could not be compiled; then nothing of it has run."""
     return type(error).__module__.split(".")[0] in ("triton", "numba") or "PassManager" in str(error)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sinkbench.attention.kernels.softmax import with_columns
+from sinkbench.attention.kernels.softmax import with_columns, with_values
 
 
 @triton.jit
@@ -13,7 +13,7 @@ def _attend(
     query, key, value, died, extra, out, scale, held, n, m, heads, groups,
     query_stream, query_head, query_row, out_stream, out_head, out_row,
     DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    EXTRA: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
+    EXTRA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     stream, head = tl.program_id(1).to(tl.int64) // heads, tl.program_id(1).to(tl.int64) % heads
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -39,11 +39,7 @@ def _attend(
         x = tl.where(seen, x, float("-inf"))
         top, total, shares, shrink = with_columns(x, top, total)
         v = tl.load(value + j[:, None] * DIM + d[None, :], mask=(j < m)[:, None] & (d < DIM)[None, :], other=0.0)
-        if APART:  # the sums of a tensor core are cut off, not rounded: over many columns that would add up
-            sums = sums * shrink[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION, out_dtype=accurate)
-        else:
-            sums = sums * shrink[:, None]
-            sums = tl.dot(shares.to(v.dtype), v, sums, input_precision=PRECISION, out_dtype=accurate)
+        sums = with_values(sums, shrink, shares, v, PRECISION)
     if EXTRA:
         total += tl.exp(tl.load(extra + head).to(accurate) - top)
     place = out + stream * out_stream + head * out_head + rows.to(tl.int64)[:, None] * out_row + d[None, :]
@@ -72,7 +68,7 @@ def attend(
         *(extra if extra is not None else query, out, scale, held, n, m, heads, heads // key.shape[1]),
         *(query.stride(0), query.stride(1), query.stride(2), out.stride(0), out.stride(1), out.stride(2)),
         **{"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": rows, "COLUMNS": columns},
-        **{"EXTRA": extra is not None, "PRECISION": precision, "APART": precision == "tf32x3", "num_warps": warps},
+        **{"EXTRA": extra is not None, "PRECISION": precision, "num_warps": warps},
     )
     return out
 

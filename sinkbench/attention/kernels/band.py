@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sinkbench.attention.kernels.softmax import capped, with_columns
+from sinkbench.attention.kernels.softmax import capped, with_columns, with_values
 from sinkbench.attention.scores import Scores
 from sinkbench.strategies import LayerPlan
 
@@ -15,7 +15,7 @@ def _attend(
     query, key, value, terms, out, logs, scale, cap, first, begin, n, m, heads, groups, window, sinks, block, ranks,
     query_stream, query_head, query_row, key_stream, key_head, key_row, value_stream, value_head, value_row,
     BOUNDED: tl.constexpr, CAP: tl.constexpr, TERMS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr, APART: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     stream, head = tl.program_id(1).to(tl.int64) // heads, tl.program_id(1).to(tl.int64) % heads
     of = head // groups
@@ -59,10 +59,7 @@ def _attend(
         x = tl.where(seen, x, float("-inf"))
         top, total, shares, shrink = with_columns(x, top, total)
         v = tl.load(value + j.to(tl.int64)[:, None] * value_row + d[None, :], mask=there, other=0.0)
-        if APART:  # the sums of a tensor core are cut off, not rounded: over many columns that would add up
-            sums = sums * shrink[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
-        else:
-            sums = tl.dot(shares.to(v.dtype), v, sums * shrink[:, None], input_precision=PRECISION)
+        sums = with_values(sums, shrink, shares, v, PRECISION)
     some = tl.where(total > 0.0, total, 1.0)
     place = ((stream * n + rows.to(tl.int64)) * heads + head)[:, None] * DIM + d[None, :]
     tl.store(
@@ -94,7 +91,7 @@ def attend(
         *(1 if terms is None else terms.shape[1], *query.stride()[:3], *key.stride()[:3], *value.stride()[:3]),
         **{"BOUNDED": policy.window is not None, "CAP": scores.softcap is not None, "TERMS": kind},
         **{"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": rows, "COLUMNS": columns},
-        **{"PRECISION": precision, "APART": precision == "tf32x3", "num_warps": warps, "num_stages": stages},
+        **{"PRECISION": precision, "num_warps": warps, "num_stages": stages},
     )
     return out, logs
 

@@ -37,3 +37,15 @@ def with_columns(x, top, total):
     shares = tl.exp(x - beside[:, None])
     shrink = tl.exp(top - beside)
     return higher, total * shrink + tl.sum(shares, axis=1), shares, shrink
+
+
+@triton.jit
+def with_values(sums, shrink, shares, value, PRECISION: tl.constexpr):
+    """The outputs of a softmax, ``sums``, that shrink, with those of further columns by their ``shares``."""
+    if PRECISION == "tf32x3":  # the sums of a tensor core are cut off, not rounded: over many columns that would add up
+        added = tl.dot(shares.to(value.dtype), value, input_precision=PRECISION, out_dtype=sums.dtype)
+        sums = sums * shrink[:, None] + added
+    else:
+        sums = sums * shrink[:, None]
+        sums = tl.dot(shares.to(value.dtype), value, sums, input_precision=PRECISION, out_dtype=sums.dtype)
+    return sums

@@ -43,21 +43,17 @@ class Sum:
 
 @dataclass(frozen=True)
 class Activated:
-    """The activation of this name, of ``x``."""
+    """The activation of this name, of ``like``."""
 
-    x: Tensor
+    like: Tensor
     name: str
 
-    @property
-    def like(self) -> Tensor:
-        return self.x
-
     def keep(self) -> Tensor:
-        return ACTIVATIONS[self.name](self.x)
+        return ACTIVATIONS[self.name](self.like)
 
     def times(self, y: Tensor) -> Tensor | None:
         """The product with ``y``, in one launch; ``None`` where it cannot be had so."""
-        return attempted(gate, self.x, y, self.name) if takes(self.x, y) else None
+        return attempted(gate, self.like, y, self.name) if takes(self.like, y) else None
 
 
 Promise = Sum | Activated | Turned

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import compiled_for, of_compiler
+from sinkbench.attention.kernels import compiled_for, of_compiler, reason_of
 
 T = TypeVar("T")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,8 +24,7 @@ def attempted(launch: Callable[..., T], *args: Any) -> T | None:
         if not of_compiler(error):
             raise
         REFUSED.add(launch)
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        what = launch.__name__
+        what, why = launch.__name__, reason_of(error)
         warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
         return None
 

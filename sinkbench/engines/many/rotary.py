@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.angles import Layout
 from sinkbench.engines.many.launching import DTYPES, attempted, takes
-from sinkbench.engines.single.rotary import LAYOUTS
+from sinkbench.engines.single.rotary import LAYOUTS, parts_of, same
 
 TILE = 2048  # numbers of a program, some heads of one token
 ASKED = 3  # tokens that a rotary function is asked about
@@ -157,8 +157,8 @@ class Turn:
 
     def of(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Turned, ...] | None:
         """What ``function`` would answer with, promised; ``None`` where it has to be called."""
-        heads, cos, sin = (args[:2], *args[2:]) if len(args) == 4 else (args[:1], *args[:0:-1])
-        if len(args) not in (3, 4) or not _fit(heads, cos, sin):
+        heads, cos, sin = parts_of(args)
+        if not heads or not _fit(heads, cos, sin):
             return None
         key = (len(heads), heads[0].shape[-1], heads[0].dtype, heads[0].device, cos.shape[-1], cos.dtype)
         if key not in self.ways:
@@ -200,12 +200,6 @@ def _way(function: Callable[..., Any], heads: Sequence[Tensor], cos: Tensor) -> 
                 wanted = function(*some, c, s) if len(some) > 1 else (function(*some, s, c),)
             except Exception:  # it takes them in another way
                 continue
-            if all(_same(w, way.plainly(x, c, s)) for w, x in zip(wanted, some, strict=True)):
+            if all(same(w, way.plainly(x, c, s)) for w, x in zip(wanted, some, strict=True)):
                 return way
     return None
-
-
-def _same(wanted: Tensor, got: Tensor) -> bool:
-    if wanted.shape != got.shape or wanted.dtype != got.dtype:
-        return False
-    return float((wanted - got).abs().max()) <= 16 * torch.finfo(got.dtype).eps * float(got.abs().max())

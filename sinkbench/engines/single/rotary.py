@@ -133,7 +133,7 @@ class Turn:
         self.layouts: dict[tuple[Any, ...], Layout | None] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        heads, cos, sin = _parts(args)
+        heads, cos, sin = parts_of(args)
         if kwargs or not heads or not all(_fits(x, cos, sin) for x in heads):
             return self.function(*args, **kwargs)
         self.pending.settle(cos, sin)
@@ -158,20 +158,21 @@ class Turn:
             except Exception:  # its angles are laid out in another way
                 continue
             got = promised(some, Angles(c, s, layout), Pending())
-            if all(_same(w, g) for w, g in zip(wanted, got, strict=True)):
+            if all(same(w, g) for w, g in zip(wanted, got, strict=True)):
                 return layout
         return None
 
 
-def _same(wanted: Tensor, got: Tensor) -> bool:
+def same(wanted: Tensor, got: Tensor) -> bool:
+    """Whether heads are alike but for rounding."""
     if wanted.shape != got.shape or wanted.dtype != got.dtype:
         return False
     close = 16 * torch.finfo(got.dtype).eps * float(got.abs().max())
     return float((wanted - got).abs().max()) <= close
 
 
-def _parts(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
-    """Heads, cosines and sines."""
+def parts_of(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], Any, Any]:
+    """Heads, cosines and sines among the arguments of a rotary function; no heads where these are others."""
     if len(args) == 4:
         return args[:2], args[2], args[3]
     return (args[:1], args[2], args[1]) if len(args) == 3 else ((), None, None)
