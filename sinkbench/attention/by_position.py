@@ -7,33 +7,43 @@ over both (docs/parallel.md).
 """
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sinkbench.attention.bands import band
 from sinkbench.attention.kernels.fold import fold_sinks, triton
-from sinkbench.attention.scores import Scores, fold, softmax
+from sinkbench.attention.scores import Scores, fold, products_of, softmax
 from sinkbench.cache.strip import StripLayer
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Rotation
 
-Rotations = dict[tuple[int, ...], Rotation]
+
+@dataclass(frozen=True)
+class Shared:
+    """What layers that are alike need alike in a forward; the first of them finds it.
+
+    Attributes:
+        rotations: of queries for sinks.
+        terms: what ALiBi adds to the scores of a single query, ``(H, 1, m)``.
+    """
+
+    rotations: dict[tuple[int, ...], Rotation] = field(default_factory=dict)
+    terms: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
 
-def attend(
-    layer: StripLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores, rotations: Rotations
-) -> Tensor:
+def attend(layer: StripLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores, shared: Shared) -> Tensor:
     """``(B, H, n, D)`` for the queries of the newest tokens of ``layer``, just after its update.
 
     Args:
         key: what the update answered with, ``(B, Hkv, m, D)``; ``value`` likewise.
-        rotations: those of queries for sinks, to be shared by layers that turn alike.
+        shared: with the other layers.
     """
     n, policy = query.shape[-2], layer.policy
     first, begin = layer.seen - n, layer.seen - key.shape[-2]  # text indices of the first query and the first key
-    if n == 1 and scores.alibi is not None:
-        return _attend_once(layer, query, key, value, scores)
+    if n == 1 and scores.alibi is not None and scores.softcap is None:
+        return _attend_once(layer, query, key, value, scores, shared.terms)
     count = min(policy.sinks, layer.seen)
     if begin == 0:
         sink_keys, sink_values = key[:, :, :count], value[:, :, :count]
@@ -43,7 +53,7 @@ def attend(
         sink_keys, sink_values = layer.sinks.keys, layer.sinks.values
     out, log_sum = band(query, key, value, first, begin, layer.plan, scores)
     if count:
-        rotation = _for_sinks(layer, query, rotations)
+        rotation = _for_sinks(layer, query, shared.rotations)
         kernel = triton is not None and query.is_cuda and query.dtype != torch.float64  # it computes in float32
         fused = kernel and scores.plain and scores.extra is None
         causal = max(0, count - first)  # the sinks themselves do not see all sinks
@@ -65,29 +75,44 @@ def attend(
     return out
 
 
-def _attend_once(layer: StripLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:
+def _attend_once(
+    layer: StripLayer, query: Tensor, key: Tensor, value: Tensor, scores: Scores, shared: dict[tuple[int, ...], Tensor]
+) -> Tensor:
     """``(B, H, 1, D)`` for the newest token of a model with ALiBi: sinks laid before the window, in one softmax.
 
     Nothing turns there, so that a step launches little more than the model's own attention would.
     """
-    assert scores.alibi is not None
     m = key.shape[-2]
-    count, gone = (0, 0) if m == layer.seen else (layer.policy.sinks, layer.seen - m - layer.policy.sinks)
+    count = 0 if m == layer.seen else layer.policy.sinks
     if count:
         key, value = layer.with_sinks(m)
-    weights = scores.of(query, key)
-    if layer.plan.gap:
-        distance = torch.arange(1 - m - count, 1, dtype=weights.dtype, device=weights.device)
-        if count:
-            distance[:count] -= gone
-        weights = weights.addcmul(scores.alibi.slopes.to(weights.dtype)[:, None, None], distance)
-    else:
-        weights = weights + scores.alibi.table(m + count)[:, None]
-    out = torch.matmul(weights.softmax(-1).to(value.dtype).view(len(query), value.shape[1], -1, m + count), value)
+    products = products_of(query.view(len(query), key.shape[1], -1, query.shape[-1]), key)
+    terms = _terms_once(layer, m, count, scores, products.dtype, shared)
+    weights = torch.add(terms, products.view(*query.shape[:-1], m + count), alpha=scores.scale)
+    out = torch.matmul(weights.softmax(-1).to(value.dtype).view(*products.shape[:3], m + count), value)
     return out.view(*query.shape[:-1], -1)
 
 
-def _for_sinks(layer: StripLayer, query: Tensor, rotations: Rotations) -> Rotation:
+def _terms_once(
+    layer: StripLayer, m: int, count: int, scores: Scores, dtype: torch.dtype, shared: dict[tuple[int, ...], Tensor]
+) -> Tensor:
+    """What ALiBi adds for the newest token to ``count`` sinks and the last ``m`` entries, ``(H, 1, count + m)``."""
+    assert scores.alibi is not None
+    gone = layer.seen - m - count if layer.plan.gap else 0  # between sinks and window, in the text
+    key = (layer.seen, m, count, gone)
+    if key not in shared:
+        if any(known[0] != layer.seen for known in shared):
+            shared.clear()  # of an earlier forward
+        if layer.plan.gap:
+            distance = torch.arange(1 - m - count, 1, dtype=dtype, device=layer.device)
+            distance[:count] -= gone
+            shared[key] = scores.alibi.slopes.to(dtype)[:, None, None] * distance
+        else:
+            shared[key] = scores.alibi.table(m + count)[:, None].to(dtype)
+    return shared[key]
+
+
+def _for_sinks(layer: StripLayer, query: Tensor, rotations: dict[tuple[int, ...], Rotation]) -> Rotation:
     """From where the last queries of ``layer`` stand to where they meet the sinks; shared by layers that turn alike."""
     n, policy = query.shape[-2], layer.policy
     first, position = layer.seen - n, layer.end - n + layer.offset

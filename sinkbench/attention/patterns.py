@@ -92,7 +92,8 @@ def _summed(scans: Any, rows: Rows, died: Tensor) -> None:
 def _newest(scans: Any, rows: Rows, died: Tensor) -> None:
     of_layer = died[:, 0].contiguous()
     extra = None if rows.extra is None else rows.extra.flatten().repeat(len(rows.tokens), 1)
-    scans.newest(rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer, **_limits(rows))
+    arrays = rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer
+    scans.newest(*arrays, beside=rows.beside, **_limits(rows))
     died.copy_(of_layer[:, None].expand_as(died))
 
 

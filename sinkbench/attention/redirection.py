@@ -85,14 +85,14 @@ def _takes_over(cache: StreamCache, ours: bool) -> None:
 def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
     make = family_of(model).alibi
     alibi = make(model) if make else None
-    rotations: by_position.Rotations = {}
+    shared = by_position.Shared()
 
     def attend(index: int, query: Tensor, key: Tensor, value: Tensor, scale: float, **special: Any) -> Tensor:
         """Answers with ``(B, H, n, D)`` for queries ``(B, H, n, D)`` of layer ``index``, just after its update."""
         layer, scores, wanted = cache.layers[index], Scores(scale, alibi=alibi, **special), query.dtype
-        kept = layer.values.dtype
-        query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
-        kind = query.device.type
+        kept, kind = layer.values.dtype, query.device.type
+        if not query.dtype == key.dtype == value.dtype == kept:
+            query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING:
             return of_layer(layer, query, key, value, scores).to(wanted)
 
@@ -102,7 +102,7 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
         if isinstance(layer, KiviLayer):
             return by_version.attend(layer, query, scores)
         assert isinstance(layer, StripLayer)
-        return by_position.attend(layer, query, key, value, scores, rotations)
+        return by_position.attend(layer, query, key, value, scores, shared)
 
     return attend
 

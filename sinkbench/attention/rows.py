@@ -25,6 +25,7 @@ class Rows:
         n: queries.
         form: gives :attr:`scores`, where they are looked at.
         extra: a logit that joins each softmax, ``(H, G)``.
+        beside: scans that may run at once on the device.
     """
 
     policy: Policy
@@ -37,6 +38,7 @@ class Rows:
     n: int
     form: Callable[[], Tensor]
     extra: Tensor | None
+    beside: int = 1
 
     @classmethod
     def of(cls, layer: ScoredLayer, n: int, form: Callable[[], Tensor], extra: Tensor | None) -> "Rows":
@@ -44,7 +46,8 @@ class Rows:
         columns = layer.columns
         assert columns is not None
         first, keys, memory = layer.seen - n, columns.keys, columns.memory
-        return cls(layer.policy, layer.number, columns.held, first, columns.tokens, keys, memory, n, form, extra)
+        of_text = columns.held, first, columns.tokens, keys, memory, n
+        return cls(layer.policy, layer.number, *of_text, form, extra, 1 if layer.lane is None else layer.lane.count)
 
     @cached_property
     def scores(self) -> Tensor:

@@ -43,6 +43,19 @@ class Columns:
     held: int
 
 
+@dataclass(frozen=True)
+class Lane:
+    """How chunks follow each other where several are under way at once (:mod:`sinkbench.engines.lanes`).
+
+    Attributes:
+        passed: happens once the layer holds what is left of a chunk.
+        count: of chunks that are under way at once.
+    """
+
+    passed: torch.cuda.Event
+    count: int
+
+
 class ScoredLayer(CacheLayerMixin):
     """One layer's keys and values, of which the strategy evicts one a step once the window is full.
 
@@ -57,6 +70,7 @@ class ScoredLayer(CacheLayerMixin):
     supports_early_init = False
     is_sliding = False
     trace: Trace | None = None  # is told what goes, of the first stream
+    lane: Lane | None = None  # where chunks do not simply follow each other
 
     def __init__(self, plan: LayerPlan, rope: Rope | None, number: int) -> None:
         self.is_initialized = False  # and nothing else of what the base says, whose keys and values are the stack's
@@ -109,6 +123,8 @@ class ScoredLayer(CacheLayerMixin):
 
     def _join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of a chunk: what is held, and the new tokens."""
+        if self.lane is not None:
+            torch.cuda.current_stream().wait_event(self.lane.passed)
         held, n = self.held, keys.shape[2]
         new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
         nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
@@ -143,6 +159,8 @@ class ScoredLayer(CacheLayerMixin):
         for name, numbers in columns.memory.items():
             self.memory[name][:, :, :held] = numbers.gather(2, alive)
         self.columns = None
+        if self.lane is not None:
+            self.lane.passed.record()
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override] # nobody sets it

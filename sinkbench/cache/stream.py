@@ -64,14 +64,14 @@ class StreamCache(Cache):
             lower = torch.get_autocast_dtype(device)
             key_states, value_states = key_states.to(lower), value_states.to(lower)
             self.itemsize = lower.itemsize
-        layer = self.plan.layers[layer_idx]
+        layer, update = self.plan.layers[layer_idx], self.layers[layer_idx].update
         if self.copies == 1 or layer is None or key_states.shape[1] == layer.sizes.kv_heads:
-            keys, values = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+            keys, values = update(key_states, value_states, *args, **kwargs)
         else:
             one = key_states[:, :: self.copies], value_states[:, :: self.copies]
-            keys, values = (
-                x.repeat_interleave(self.copies, dim=1) for x in super().update(*one, layer_idx, *args, **kwargs)
-            )
+            keys, values = (x.repeat_interleave(self.copies, dim=1) for x in update(*one, *args, **kwargs))
+        if (keys.dtype, values.dtype) == types:  # as a rule: to ask for what is there takes longer
+            return keys, values
         return keys.to(types[0]), values.to(types[1])
 
     def advance(self, n: int) -> Tensor:

@@ -14,6 +14,7 @@ from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.stream import StreamCache
 from sinkbench.engines.batches import Piece, pieces
 from sinkbench.engines.head import backbone
+from sinkbench.engines.lanes import lanes_for
 from sinkbench.engines.states import States
 from sinkbench.errors import UserError
 from sinkbench.positions.bare import device_of
@@ -25,7 +26,8 @@ from sinkbench.signals import check
 from sinkbench.strategies import Plan
 
 CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
-AT_ONCE = {True: CHUNKS[0], False: 2048}  # tokens of all streams a forward, on a GPU or not
+AT_ONCE = {True: CHUNKS[0], False: 2048}  # tokens of a stream a forward, on a GPU or not
+TOGETHER = {True: 4 * CHUNKS[0], False: 2048}  # tokens of all streams a forward
 STEPWISE = "use --engine stepwise"
 
 
@@ -63,11 +65,12 @@ def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> s
 
 
 def states_of(
-    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None
+    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None, caches: int = 1
 ) -> States[Piece]:
     """``streams``, the longest first, fed through ``cache``, at most ``chunk`` tokens of each at a time.
 
-    Behind the end of a stream, up to that of the piece, states are of no token.
+    Behind the end of a stream, up to that of the piece, states are of no token. So many ``caches`` are read in turns,
+    this among them.
 
     Raises:
         UserError: the model cannot be read in chunks under the plan of ``cache``.
@@ -77,19 +80,23 @@ def states_of(
     if reason is not None:
         raise UserError(reason)
     size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
+    room = Room.of(model, cache.plan).tokens // (len(streams) * max(1, min(size, lengths[0])))
+    lanes = lanes_for(model, cache, len(streams), room, caches)
 
     def each() -> Iterator[tuple[Piece, Tensor]]:
         tokens, rows = side_by_side(streams, device_of(model)), len(streams)
         for piece in pieces(lengths, size):
             check()
-            if piece.rows < rows:
+            fewer = piece.rows < rows
+            if fewer:
                 rows = piece.rows
                 cache.batch_select_indices(torch.arange(rows, device=device_of(model)))
-            with attending(model, cache):
+            alone = piece.begin == 0 or fewer or piece.end - piece.begin == 1  # a single token passes as a step does
+            with attending(model, cache), lanes.lane(alone):
                 hidden = read(model, cache, tokens[:rows, piece.begin : piece.end])
-            yield piece, hidden
+            yield piece, lanes.handed(hidden)
 
-    return States(min(lengths[0] + 1, cache.reach.end(size) + size), each())
+    return States(min(lengths[0] + 1, cache.reach.end(size) + size), each(), lanes.count)
 
 
 def hidden_states(
@@ -140,16 +147,19 @@ class Room:
     def of(cls, model: PreTrainedModel, plan: Plan) -> "Room":
         """That of the device of ``model``: for hidden states and for caches a quarter of what is free each."""
         a_token, free = _bytes_of_a_token(model, plan), _free(model)
-        most = AT_ONCE[device_of(model).type == "cuda"]
+        most = TOGETHER[device_of(model).type == "cuda"]
         return cls(chunk_for(model, plan), min(most, int(free / 4) // a_token), int(free / 4))
 
-    def streams(self, plan: Plan, itemsize: int, chunk: int, length: int) -> int:
-        """How many streams of at most ``length`` tokens are read side by side, ``chunk`` tokens of each at a time."""
+    def streams(self, plan: Plan, itemsize: int, chunk: int, length: int, caches: int = 1) -> int:
+        """How many streams of at most ``length`` tokens are read side by side, ``chunk`` tokens of each at a time.
+
+        With so many ``caches``, of which one is read after the other.
+        """
         n = min(chunk, length)
         held = sum(
             bytes_a_token(layer, itemsize) * (min(length, layer.policy.window or length) + n) for layer in plan.kept
         )
-        return max(1, min(self.tokens // n, int(self.cache // max(1, held))))
+        return max(1, min(self.tokens // n, int(self.cache // max(1, held * caches))))
 
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:

@@ -5,7 +5,7 @@ length of a stream (for dense attention it grows by the cache alone). Of several
 position: each has rows of its own in every product, scan and softmax, and says what it says alone.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -87,9 +87,9 @@ class Parallel:
         chunk = self.chunk or min(room.chunk for room in rooms)  # one for both: of itself a plan diverges nowhere
 
         def fits(length: int) -> int:
-            itemsize = model.dtype.itemsize
-            counts = [room.streams(one, itemsize, chunk, length) for room, one in zip(rooms, plans, strict=True)]
-            return self.side_by_side or max(1, min(counts) // len(counts))
+            asked = model.dtype.itemsize, chunk, length, len(plans)
+            each = zip(rooms, plans, strict=True)
+            return self.side_by_side or min(room.streams(one, *asked) for room, one in each)
 
         groups = [group for group in batches(lengths, fits) if max(group) >= first]
         with quick_parts(model):
@@ -108,12 +108,13 @@ class Parallel:
         trace: Trace | None,
     ) -> Iterator[tuple[int, Steps]]:
         """The streams of ``group``, mixed, each in its order, from the stream and the row of ``begin`` on."""
-        model, waiting, until = self.model, None, MOST if self.until is None else self.until
+        model, waiting, until = self.model, deque[Pending](), MOST if self.until is None else self.until
         tokens = [streams[index].to(device_of(model)) for index in group]
         fed = [mine[:-1] for mine in tokens]
         caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
         chunk = min(cache.reach.chunk(chunk) for cache in caches)
-        read = [states_of(model, cache, fed, chunk) for cache in caches]
+        read = [states_of(model, cache, fed, chunk, len(caches)) for cache in caches]
+        at_once = max(states.at_once for states in read)
         with lasting(model, max(states.longest for states in read)), exact_angles(model):
             for piece, *of_each in _beside(until, *(states.read for states in read)):
                 wanted = []  # of which stream which of its rows in this piece
@@ -135,12 +136,12 @@ class Parallel:
                     Part(group[row], rows.start + 1, held[rows.start - piece.begin : rows.stop - piece.begin], until)
                     for row, rows in wanted
                 ]
-                begun = Pending(found, parts)
-                if waiting:  # the device is busy with the next chunk while this one is written down
-                    yield from waiting.steps()
-                waiting = begun
-        if waiting:
-            yield from waiting.steps()
+                waiting.append(Pending(found, parts))
+                while waiting and (len(waiting) > at_once or waiting[0].is_here()):
+                    # the device is busy with those that follow
+                    yield from waiting.popleft().steps()
+            while waiting:
+                yield from waiting.popleft().steps()
 
 
 def quick_parts(model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -199,6 +200,10 @@ class Pending:
 
     def _copied(self, values: Tensor) -> Tensor:
         return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+
+    def is_here(self) -> bool:
+        """Whether nothing has to be waited for."""
+        return self.event is None or self.event.query()
 
     def steps(self) -> Iterator[tuple[int, Steps]]:
         """Wait until it is here; of each stream its index and its steps."""

@@ -18,10 +18,12 @@ class States(Generic[Place]):
     Attributes:
         longest: positions for which tables of the model have to last (:func:`sinkbench.positions.families.lasting`).
         read: where each piece is, and its states.
+        at_once: pieces that a device works on at once, where they are asked for before they are done.
     """
 
     longest: int
     read: Iterator[tuple[Place, Tensor]]
+    at_once: int = 1
 
 
 def behind(start: int, read: Iterator[tuple[int, Tensor]]) -> Iterator[tuple[int, Tensor]]:

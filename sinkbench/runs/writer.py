@@ -239,6 +239,8 @@ class RowWriter:
 def _cell(value: Value) -> str:
     if value is None:
         return ""
+    if isinstance(value, float):  # first, as most are
+        return float.__repr__(value)
     return str(int(value)) if isinstance(value, Integral) else repr(float(value))
 
 

@@ -7,6 +7,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+MEETING = 16  # programs of a scan that wait for each other at every token, at most
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # by Triton, which then runs its programs on a processor
 
 

@@ -11,12 +11,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels import MEETING
 from sinkbench.attention.scores import products_of
 
 NOBODY = tl.constexpr(2147483647)  # no token has this index
 GONE = tl.constexpr(1e-25)  # a sum of powers below this is formed anew, from its own largest score
 BLOCK = 8  # heads of a group that are read at once
-MEETING = 16  # programs of a layer that meet at every token
 
 
 @triton.jit
@@ -324,14 +324,20 @@ def summed(
     )
 
 
-def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, **limits: int) -> None:
-    """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``."""
+def newest(
+    scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, *, beside: int = 1, **limits: int
+) -> None:
+    """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``.
+
+    So many launches of this may run ``beside`` each other.
+    """
     streams, heads, n, m = scores.shape
     slots = triton.next_power_of_2(limits["window"])
     programs = min(MEETING, triton.next_power_of_2(heads)) if scores.is_cuda else 1
     block = triton.next_power_of_2(triton.cdiv(heads, programs))
     largest, powers = _bounds(scores, extra, limits["held"])
-    together = max(1, torch.cuda.get_device_properties(scores.device).multi_processor_count // programs)
+    processors = torch.cuda.get_device_properties(scores.device).multi_processor_count if programs > 1 else streams
+    together = max(1, processors // (programs * beside))
     width = slots + 16
     for some in range(0, streams, together):  # programs that meet must all be running
         part = slice(some, some + together)

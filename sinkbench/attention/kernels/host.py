@@ -186,7 +186,9 @@ def summed(
     _call(_summed, powers, scores, also, totals, tokens, died, averaged=averaged, **limits)
 
 
-def newest(scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, **limits: int) -> None:
+def newest(
+    scores: Tensor, extra: Tensor | None, tokens: Tensor, died: Tensor, *, beside: int = 1, **limits: int
+) -> None:
     """Of ``B`` streams: ``scores`` ``(B, A, n, m)``, ``A`` all query heads; ``tokens``, ``died`` ``(B, m)``."""
     powers, also = _powers(scores, extra, limits["held"])
     _call(_newest, powers, scores, also, tokens, died, **limits)

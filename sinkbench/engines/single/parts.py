@@ -160,7 +160,8 @@ class Products:
 
 def activation_of(act: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
     """Which of :data:`ACTIVATIONS` this is, however many operations it takes for it; ``None`` for another."""
-    x = torch.linspace(-6, 6, 101, device=device)
+    # in float64: of float32 some are computed by all cores of a processor, which other programs may use
+    x = torch.linspace(-6, 6, 101, dtype=torch.float64, device=device)
     try:
         return next((name for name, known in ACTIVATIONS.items() if torch.allclose(act(x), known(x), atol=1e-6)), None)
     except Exception:  # it is called in another way

@@ -1,0 +1,87 @@
+"""Chunks of a stream that pass a model at once: each on a CUDA stream of its own, some layers behind the one before it.
+
+A scan is one long chain of short steps in few programs, and alone it leaves most of a device idle. A layer of a chunk
+waits for nothing of the chunk before but what the same layer has kept of it. So while a layer scans one chunk, the
+layers before it scan those that follow: as many scans run beside each other as chunks are under way. What is computed
+stays the same, to the last bit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sinkbench.attention.kernels import MEETING
+from sinkbench.cache.scored import Lane, ScoredLayer
+from sinkbench.cache.stream import StreamCache
+from sinkbench.positions.bare import device_of
+
+LANES = 8  # at most: a device takes launches from no more streams at once
+OVERLAP = 2  # at least, where there is memory: products of one chunk beside the scan of another
+
+
+class Lanes:
+    """Where the chunks of one cache go in turn.
+
+    Chunks that all else has to wait for pass on the stream in use: the first, in which a cache makes room, and those
+    before which streams leave it. That stream waits for every chunk, so whatever is asked of it finds them done.
+
+    Attributes:
+        count: chunks that are under way at once.
+        streams: where they go; none where all pass on the one in use.
+    """
+
+    def __init__(self, cache: StreamCache, count: int) -> None:
+        self.count, self._next = count, 0
+        self.streams = [torch.cuda.Stream() for _ in range(count)] if count > 1 else []
+        self._ready = torch.cuda.Event() if self.streams else None
+        for layer in cache.kept if self.streams else ():
+            assert isinstance(layer, ScoredLayer)
+            layer.lane = Lane(torch.cuda.Event(), count)
+
+    @contextmanager
+    def lane(self, alone: bool) -> Iterator[None]:
+        """Within this context launches of a chunk go to the next lane, or, ``alone``, to the stream in use."""
+        if self._ready is None:
+            yield
+            return
+        here = torch.cuda.current_stream()
+        if alone:
+            yield
+            self._ready.record(here)
+            return
+        lane = self.streams[self._next]
+        self._next = (self._next + 1) % self.count
+        lane.wait_event(self._ready)
+        try:
+            with torch.cuda.stream(lane):
+                yield
+        finally:  # also of a chunk that was broken off: memory that it writes to is soon another's
+            here.wait_stream(lane)
+
+    def handed(self, hidden: Tensor) -> Tensor:
+        """``hidden``, made in a lane and read on the stream in use."""
+        if self.streams:
+            hidden.record_stream(torch.cuda.current_stream())
+        return hidden
+
+
+def lanes_for(model: PreTrainedModel, cache: StreamCache, rows: int, room: int, caches: int = 1) -> Lanes:
+    """Lanes for ``rows`` streams side by side; there is memory for ``room`` of their chunks at once.
+
+    A single one where layers are not all scored, as what others hold moves in memory; and where evictions are noted,
+    which are read from the device in between.
+
+    Args:
+        caches: that are read beside each other, each in lanes of its own.
+    """
+    device, layers = device_of(model), cache.layers
+    scored = all(isinstance(layer, ScoredLayer) and layer.trace is None for layer in layers)
+    if device.type != "cuda" or not scored or any(weight.device != device for weight in model.parameters()):
+        return Lanes(cache, 1)
+    programs = rows * max(MEETING, *(layer.sizes.kv_heads for layer in cache.plan.kept))
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    most = processors // (MEETING * caches)  # programs that meet must all be running
+    return Lanes(cache, max(1, min(LANES, most, room, max(OVERLAP, processors // (programs * caches)))))
