@@ -28,6 +28,8 @@ from sinkbench.strategies import Plan
 CHUNKS = (16384, 8192, 4096, 2048, 1024, 512, 256, 128)
 AT_ONCE = {True: CHUNKS[0], False: 2048}  # tokens of a stream a forward, on a GPU or not
 TOGETHER = {True: 4 * CHUNKS[0], False: 2048}  # tokens of all streams a forward
+SCORED = {True: 1024, False: 256}  # where entries are scored, as every query has a row of scores
+ROWS_BYTES = 768 * 2**20  # of rows of scores; with fewer a GPU takes more tokens, so that it need not wait for launches
 STEPWISE = "use --engine stepwise"
 
 
@@ -164,15 +166,17 @@ class Room:
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
-    return fitting(_bytes_of_a_token(model, plan), _free(model), most_at_once(plan, device_of(model).type == "cuda"))
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
+    most = most_at_once(plan, device_of(model).type == "cuda", heads)
+    return fitting(_bytes_of_a_token(model, plan), _free(model), most)
 
 
 def _bytes_of_a_token(model: PreTrainedModel, plan: Plan | None) -> int:
     config = model.config.get_text_config(decoder=True)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    most = most_at_once(plan, device_of(model).type == "cuda")
-    itemsize = torch.finfo(model.dtype).bits // 8
-    return bytes_at_once(plan, config.hidden_size, inner, config.num_attention_heads, itemsize, most)
+    heads, itemsize = config.num_attention_heads, torch.finfo(model.dtype).bits // 8
+    most = most_at_once(plan, device_of(model).type == "cuda", heads)
+    return bytes_at_once(plan, config.hidden_size, inner, heads, itemsize, most)
 
 
 def _free(model: PreTrainedModel) -> int:
@@ -181,11 +185,13 @@ def _free(model: PreTrainedModel) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
-def most_at_once(plan: Plan | None, on_gpu: bool) -> int:
-    """Tokens a forward, at most: fewer where entries are scored, as every query has a row of scores."""
-    if plan is not None and plan.by_score:
-        return 1024 if on_gpu else 256
-    return AT_ONCE[on_gpu]
+def most_at_once(plan: Plan | None, on_gpu: bool, heads: int) -> int:
+    """Tokens a forward, at most."""
+    if plan is None or not plan.by_score:
+        return AT_ONCE[on_gpu]
+    few, window = SCORED[on_gpu], plan.longest or 0
+    more = (n for n in CHUNKS if few < n <= 4 * few and 4 * heads * n * (window + n) < ROWS_BYTES)
+    return next(more, few) if on_gpu else few
 
 
 def bytes_at_once(plan: Plan | None, hidden: int, inner: int, heads: int, itemsize: int, most: int) -> int:

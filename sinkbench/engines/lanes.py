@@ -18,7 +18,7 @@ from sinkbench.cache.scored import Lane, ScoredLayer
 from sinkbench.cache.stream import StreamCache
 from sinkbench.positions.bare import device_of
 
-LANES = 8  # at most: a device takes launches from no more streams at once
+LANES = 4  # at most: a device takes no more launches in advance than those of a chunk or two
 OVERLAP = 2  # at least, where there is memory: products of one chunk beside the scan of another
 
 

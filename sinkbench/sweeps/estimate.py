@@ -19,6 +19,7 @@ from sinkbench.cache.strip import BLOCK, compaction_interval
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
 from sinkbench.engines.head import ON_GPU, SLICE_BYTES
+from sinkbench.engines.lanes import LANES
 from sinkbench.errors import UserError
 from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
@@ -205,7 +206,7 @@ class _Run:
 
     @property
     def most(self) -> int:
-        return most_at_once(self.plan, self.device.kind == "cuda")
+        return most_at_once(self.plan, self.device.kind == "cuda", self.shape.heads)
 
     @property
     def slice_bytes(self) -> int:
@@ -232,7 +233,15 @@ class _Run:
             window = min(self.plan.context, self.options.num_tokens)
             together = window * max(1, 2 * self.chunk // window) if self.is_parallel else window
         logits = self.slice_bytes if self.is_parallel else 3 * 4 * self.shape.vocab_size
-        return together * self.a_state + logits
+        return self.at_once * together * self.a_state + logits
+
+    @property
+    def at_once(self) -> int:
+        """Chunks that are under way at once."""
+        if not (self.is_parallel and self.plan.by_score and self.device.kind == "cuda") or self.options.trace:
+            return 1
+        room = max(0, self.device.memory - self.weights) / 4 // (self.chunk * self.a_state)
+        return max(1, min(LANES, int(room), self.options.num_tokens // self.chunk))
 
     # Time
 

@@ -14,6 +14,7 @@ from tiny import HYBRID, STREAMABLE, plan
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.config import ModelSource, RunConfig
+from sinkbench.engines.lanes import LANES
 from sinkbench.errors import UserError
 from sinkbench.models.embedded import source_files
 from sinkbench.models.loading import locate
@@ -122,8 +123,9 @@ def test_rows_of_scores_take_their_share_of_a_chunk_and_their_time() -> None:
     scored = estimate(options("parallel", "h2o", chunk_size=256), shape("llama_2_7b"), H200)
     by_position = estimate(options("parallel", "windowed", chunk_size=256), shape("llama_2_7b"), H200)
     rows = 256 * 3 * 4 * 32 * (1024 + 1024)  # float32, three times, of 32 heads: held entries, and the largest chunk's
+    states = 256 * 2 * (12 * 4096 + 4 * 11008)
     spare = 32 * 2 * 2 * 4096 * 256  # slots for keys and values that a strip has beside its window
-    assert scored.vram_bytes - by_position.vram_bytes == rows - spare
+    assert scored.vram_bytes - by_position.vram_bytes == LANES * (rows + states) - states - spare
     assert scored.seconds > by_position.seconds
 
 
