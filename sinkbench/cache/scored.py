@@ -124,7 +124,7 @@ class ScoredLayer(CacheLayerMixin):
     def _join(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The columns of a chunk: what is held, and the new tokens."""
         if self.lane is not None:
-            torch.cuda.current_stream().wait_event(self.lane.passed)
+            torch.cuda.current_stream(self.device).wait_event(self.lane.passed)
         held, n = self.held, keys.shape[2]
         new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
         nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
@@ -160,7 +160,7 @@ class ScoredLayer(CacheLayerMixin):
             self.memory[name][:, :, :held] = numbers.gather(2, alive)
         self.columns = None
         if self.lane is not None:
-            self.lane.passed.record()
+            self.lane.passed.record(torch.cuda.current_stream(self.device))
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override] # nobody sets it

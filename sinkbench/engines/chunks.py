@@ -135,6 +135,9 @@ def read(model: PreTrainedModel, cache: StreamCache, tokens: Tensor) -> Tensor:
 class Room:
     """What the free memory has room for; found once, so that a run is cut the same way from its beginning to its end.
 
+    In powers of two: what is cut differently rounds differently, and some more or less memory in use by others should
+    seldom show.
+
     Attributes:
         chunk: tokens of a stream that pass at once.
         tokens: tokens of all streams that pass at once.
@@ -150,7 +153,7 @@ class Room:
         """That of the device of ``model``: for hidden states and for caches a quarter of what is free each."""
         a_token, free = _bytes_of_a_token(model, plan), _free(model)
         most = TOGETHER[device_of(model).type == "cuda"]
-        return cls(chunk_for(model, plan), min(most, int(free / 4) // a_token), int(free / 4))
+        return cls(chunk_for(model, plan), min(most, _rounded(int(free / 4) // a_token)), int(free / 4))
 
     def streams(self, plan: Plan, itemsize: int, chunk: int, length: int, caches: int = 1) -> int:
         """How many streams of at most ``length`` tokens are read side by side, ``chunk`` tokens of each at a time.
@@ -161,7 +164,7 @@ class Room:
         held = sum(
             bytes_a_token(layer, itemsize) * (min(length, layer.policy.window or length) + n) for layer in plan.kept
         )
-        return max(1, min(self.tokens // n, int(self.cache // max(1, held * caches))))
+        return max(1, min(self.tokens // n, _rounded(int(self.cache // max(1, held * caches)))))
 
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
@@ -180,9 +183,17 @@ def _bytes_of_a_token(model: PreTrainedModel, plan: Plan | None) -> int:
 
 
 def _free(model: PreTrainedModel) -> int:
-    """Bytes of memory that are free where ``model`` is."""
+    """Bytes of memory that are free where ``model`` is, what torch keeps of earlier runs among them."""
     device = device_of(model)
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
+def _rounded(count: int) -> int:
+    """The largest power of two that is no larger; 0 for 0."""
+    return 1 << count.bit_length() - 1 if count else 0
 
 
 def most_at_once(plan: Plan | None, on_gpu: bool, heads: int) -> int:

@@ -6,7 +6,8 @@ layers before it scan those that follow: as many scans run beside each other as 
 stays the same, to the last bit.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -33,12 +34,11 @@ class Lanes:
         streams: where they go; none where all pass on the one in use.
     """
 
-    def __init__(self, cache: StreamCache, count: int) -> None:
-        self.count, self._next = count, 0
-        self.streams = [torch.cuda.Stream() for _ in range(count)] if count > 1 else []
+    def __init__(self, device: torch.device, layers: Sequence[ScoredLayer], count: int) -> None:
+        self.device, self.count, self._next = device, count, 0
+        self.streams = [_stream(device, place) for place in range(count)] if count > 1 else []
         self._ready = torch.cuda.Event() if self.streams else None
-        for layer in cache.kept if self.streams else ():
-            assert isinstance(layer, ScoredLayer)
+        for layer in layers if self.streams else ():
             layer.lane = Lane(torch.cuda.Event(), count)
 
     @contextmanager
@@ -47,7 +47,7 @@ class Lanes:
         if self._ready is None:
             yield
             return
-        here = torch.cuda.current_stream()
+        here = torch.cuda.current_stream(self.device)
         if alone:
             yield
             self._ready.record(here)
@@ -64,8 +64,14 @@ class Lanes:
     def handed(self, hidden: Tensor) -> Tensor:
         """``hidden``, made in a lane and read on the stream in use."""
         if self.streams:
-            hidden.record_stream(torch.cuda.current_stream())
+            hidden.record_stream(torch.cuda.current_stream(self.device))
         return hidden
+
+
+@functools.cache
+def _stream(device: torch.device, place: int) -> torch.cuda.Stream:
+    """That of a lane, the same for all caches: torch keeps freed memory for the stream that had it."""
+    return torch.cuda.Stream(device)
 
 
 def lanes_for(model: PreTrainedModel, cache: StreamCache, rows: int, room: int, caches: int = 1) -> Lanes:
@@ -77,11 +83,12 @@ def lanes_for(model: PreTrainedModel, cache: StreamCache, rows: int, room: int, 
     Args:
         caches: that are read beside each other, each in lanes of its own.
     """
-    device, layers = device_of(model), cache.layers
-    scored = all(isinstance(layer, ScoredLayer) and layer.trace is None for layer in layers)
-    if device.type != "cuda" or not scored or any(weight.device != device for weight in model.parameters()):
-        return Lanes(cache, 1)
+    device = device_of(model)
+    layers = [layer for layer in cache.layers if isinstance(layer, ScoredLayer) and layer.trace is None]
+    apart = len(layers) < len(cache.layers) or any(weight.device != device for weight in model.parameters())
+    if device.type != "cuda" or apart:
+        return Lanes(device, [], 1)
     programs = rows * max(MEETING, *(layer.sizes.kv_heads for layer in cache.plan.kept))
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     most = processors // (MEETING * caches)  # programs that meet must all be running
-    return Lanes(cache, max(1, min(LANES, most, room, max(OVERLAP, processors // (programs * caches)))))
+    return Lanes(device, layers, max(1, min(LANES, most, room, max(OVERLAP, processors // (programs * caches)))))

@@ -31,8 +31,8 @@ def made(monkeypatch):
     """The lanes that caches were given."""
     found, make = [], lanes.Lanes
 
-    def noted(cache, count):
-        found.append(make(cache, count))
+    def noted(*given):
+        found.append(make(*given))
         return found[-1]
 
     monkeypatch.setattr(lanes, "Lanes", noted)

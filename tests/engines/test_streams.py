@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sinkbench.attention import patterns
+from sinkbench.engines import chunks
 from sinkbench.engines.batches import batches, pieces
 from sinkbench.engines.chunks import Room
 from sinkbench.engines.parallel import Parallel
@@ -181,3 +182,29 @@ def test_the_batch_fits_the_free_memory(monkeypatch):
     little = Room.of(model, plan)
     assert little.streams(plan, 4, little.chunk, 100) < 20
     assert little.streams(plan, 4, 16, 10**5) == 1
+
+
+def test_a_little_more_or_less_memory_changes_no_batch(monkeypatch):
+    """What is cut differently rounds differently."""
+    model = tiny.shared("llama")
+    plan = tiny.plan(model, "transformers")
+
+    class Free:
+        available = 0
+
+    monkeypatch.setattr("psutil.virtual_memory", Free)
+    found = set()
+    for available in range(10 * 2**20, 18 * 2**20, 2**18):
+        Free.available = available
+        room = Room.of(model, plan)
+        found.add((room.chunk, room.tokens, room.streams(plan, 4, 16, 1000)))
+    assert len(found) <= 6
+
+
+def test_memory_that_torch_keeps_of_earlier_runs_is_free(monkeypatch):
+    """A sweep keeps some for every size of chunk: without it the last runs would be cut into small pieces."""
+    monkeypatch.setattr("sinkbench.engines.chunks.device_of", lambda model: torch.device("cuda"))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 10000))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda device: 8500)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda device: 500)
+    assert chunks._free(tiny.shared("llama")) == 9000
