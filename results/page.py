@@ -36,7 +36,7 @@ from sinkbench.results.report.writing import write_report
 from sinkbench.results.run import DENSE, Run
 from sinkbench.validation import MOST
 
-ROWS, ALL_ROWS = 400, 25_000  # of a run, and of all runs, that are kept, about
+ROWS, ALL_ROWS = 400, 12_000  # of a run, and of all runs, that are kept, about
 FEW = 10  # documents, of which drawing some says nothing
 MAIN = ("windowed", "attention_sinks", "context_shift", "pyramid", "h2o", "tova")
 GUARDED = ("knorm", "keydiff", "random")  # in figures with four sinks and recent tokens
