@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sinkbench.results.run import FIRST
 
 # Okabe and Ito's colours, https://jfly.uni-koeln.de/color/, with grey for yellow, which is pale on white.
-OWN = dict(zip(FIRST, ("#D55E00", "#009E73", "#0072B2", "#CC79A7"), strict=True))  # the same in every figure
+OWN = dict(zip(FIRST, ("#D55E00", "#009E73", "#0072B2", "#CC79A7"), strict=True))  # in every figure with them
 FREE = ("#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 ALL = (*OWN.values(), *FREE)
 
@@ -87,12 +87,13 @@ def looks_of(runs: Mapping[str, str], strategies: Iterable[str] = ()) -> dict[st
         runs: the strategy of each run by its name, in the order in which they are shown.
         strategies: further ones that are shown elsewhere on the same page, where they have colours too.
     """
-    others = sorted({*runs.values(), *strategies} - set(OWN))
-    first = {strategy: Look(colour) for strategy, colour in OWN.items()}
-    for place, strategy in enumerate(others):
-        beyond = place - len(FREE)
-        first[strategy] = Look(FREE[place]) if beyond < 0 else Look(ALL[beyond % len(ALL)], 1 + beyond // len(ALL))
-    sharing = 1 + max(look.number for look in first.values())  # strategies that may share a colour
+    shown = {*runs.values(), *strategies}
+    first = {strategy: Look(colour) for strategy, colour in OWN.items() if strategy in shown}
+    free = (*FREE, *(colour for strategy, colour in OWN.items() if strategy not in shown))
+    for place, strategy in enumerate(sorted(shown - set(OWN))):
+        beyond = place - len(free)
+        first[strategy] = Look(free[place]) if beyond < 0 else Look(ALL[beyond % len(ALL)], 1 + beyond // len(ALL))
+    sharing = 1 + max((look.number for look in first.values()), default=0)  # strategies that may share a colour
     seen: dict[str, int] = {}
     found = {}
     for name, strategy in runs.items():

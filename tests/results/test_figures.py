@@ -179,11 +179,11 @@ def test_any_number_of_strategies_can_be_told_from_each_other(count):
 
 
 def test_a_mark_is_on_every_line_of_its_run_and_on_different_points_than_others_are():
-    names = [f"strategy{i}" for i in range(10)]
+    names = [f"strategy{i}" for i in range(14)]
     figure = figures.draw({name: run(1000, latency=0.02) for name in names}, ["perplexity", "latency"])
     for axis in (0, 1):
         marked = [line for line in figure.axes[axis].lines if line.get_marker() not in ("", "None")]
-        assert len(marked) == 6  # eight colours, of which four are those of known strategies
+        assert len(marked) == 6  # beyond eight colours
         places = [tuple(line.get_markevery()) for line in marked]
         assert len(set(places)) == len(places)
         assert all(5 <= len(every) <= 12 for every in places)

@@ -17,10 +17,17 @@ def test_four_strategies_have_colours_of_their_own_whatever_else_is_there():
 
 def test_the_next_four_have_the_free_colours_in_the_order_of_their_names_and_further_ones_marks():
     names = [f"s{i}" for i in range(9)]
-    looks = looks_of({name: name for name in reversed(names)})
+    looks = looks_of({name: name for name in [*reversed(names), *OWN]})
     assert [looks[name] for name in names[:4]] == [Look(colour) for colour in FREE]
     assert [looks[name].colour for name in names[4:8]] == list(OWN.values())
     assert len({looks[name].marker for name in names[4:]} - {""}) == 5
+
+
+def test_a_colour_of_the_four_is_free_where_its_strategy_is_not_shown():
+    names = [f"s{i}" for i in range(7)]
+    looks = looks_of({name: name for name in [*names, "windowed"]})
+    others = [colour for name, colour in OWN.items() if name != "windowed"]
+    assert [looks[name] for name in names] == [Look(colour) for colour in (*FREE, *others)]
 
 
 @given(st.dictionaries(NAMES, NAMES, max_size=60), st.lists(NAMES, max_size=40))
