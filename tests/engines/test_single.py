@@ -40,9 +40,9 @@ pytestmark = [] if INTERPRETED else pytest.mark.cuda
 @pytest.fixture
 def single():
     pytest.importorskip("triton")
-    from sinkbench.engines.single import cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
+    from sinkbench.engines.single import cosines, ends, experts, norm, parts, pending, pointwise, product, rotary, sums
 
-    modules = cosines, ends, norm, parts, pending, pointwise, product, rotary, sums
+    modules = cosines, ends, experts, norm, parts, pending, pointwise, product, rotary, sums
     return {module.__name__.rpartition(".")[2]: module for module in modules}
 
 
@@ -83,6 +83,45 @@ def test_a_gated_block_is_that_of_torch(single):
     for name, activation in single["parts"].ACTIVATIONS.items():
         wanted = activation(F.linear(x.flatten(), gate)) * F.linear(x.flatten(), up)
         assert apart(single["product"].gated(x, gate, up, name), wanted) < 1e-5
+
+
+def experts_in(family, **sizes):
+    """Those of a model's first layer, and how they are asked."""
+    model = tiny.build(family, initializer_range=0.3, **sizes).to(DEVICE)
+    model.set_experts_implementation("eager")
+    return next(module for module in model.modules() if hasattr(module, "_apply_gate"))
+
+
+EXPERTS = {
+    "gpt_oss": {"hidden_size": 96, "intermediate_size": 72, "num_local_experts": 5},  # transposed, biased, interleaved
+    "mixtral": {"hidden_size": 96, "intermediate_size": 72, "num_local_experts": 5},
+    "qwen3_moe": {"hidden_size": 96, "moe_intermediate_size": 40, "num_experts": 6, "mlp_only_layers": []},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", EXPERTS)
+def test_one_token_is_sent_to_its_experts_as_torch_would(single, family):
+    module = experts_in(family, **EXPERTS[family])
+    for parameter in module.parameters():
+        parameter.normal_(0, 0.3)
+    pending = single["pending"].Pending()
+    sent = single["experts"].experts_of(module, pending)
+    x, shares = some(1, 96), torch.tensor([[0.5, 0.3, 0.2]], device=DEVICE)
+    for chosen in ([2, 0, 4], [4, 3, 1]):
+        wanted = module(x, torch.tensor([chosen], device=DEVICE), shares)
+        assert apart(sent(x, torch.tensor([chosen], device=DEVICE), shares), wanted) < 1e-5
+    several = some(2, 96), torch.tensor([[0, 1], [3, 0]], device=DEVICE), torch.rand(2, 2, device=DEVICE)
+    assert torch.equal(sent(*several), module(*several))
+
+
+@torch.no_grad()
+def test_experts_that_compute_something_else_keep_their_own_way(single):
+    module = experts_in("mixtral", **EXPERTS["mixtral"])
+    own = module.forward
+    object.__setattr__(module, "forward", lambda x, *args: own(x, *args) + 1)
+    assert single["experts"].experts_of(module, single["pending"].Pending()) is None
+    assert single["experts"].experts_of(torch.nn.Linear(3, 3), single["pending"].Pending()) is None
 
 
 @pytest.mark.parametrize("kind", ["add", "mul", "times", "over", "tanh", "silu", "gelu", "gelu_tanh", "relu"])

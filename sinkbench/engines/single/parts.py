@@ -19,6 +19,7 @@ from sinkbench.engines.replacing import replaced
 from sinkbench.engines.single import norm, product, rotary, sums
 from sinkbench.engines.single.cosines import cosines_of
 from sinkbench.engines.single.ends import End, Ways
+from sinkbench.engines.single.experts import experts_of
 from sinkbench.engines.single.pending import Pending
 from sinkbench.engines.single.pointwise import Overlapping
 from sinkbench.engines.single.steady import Steady
@@ -87,13 +88,19 @@ def _forward(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
         return partial(_settled, module.forward, parts.pending)
     if isinstance(module, nn.Linear):
         return None
-    activation = gated_by(module)
-    if activation is not None:
-        return partial(_gated, module, activation, module.forward, parts.pending)
     if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
         return ACTIVATIONS.get(activation_of(module, torch.device("cpu")) or "")
+    return experts_of(module, parts.pending) or _gating(module, parts) or _norming(module, parts) or cosines_of(module)
+
+
+def _gating(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
+    activation = gated_by(module)
+    return None if activation is None else partial(_gated, module, activation, module.forward, parts.pending)
+
+
+def _norming(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
     found = norm.norm_of(module)
-    return partial(_normalised, found, module.forward, parts.pending) if found else cosines_of(module)
+    return None if found is None else partial(_normalised, found, module.forward, parts.pending)
 
 
 def _multiplies(module: nn.Linear) -> bool:
