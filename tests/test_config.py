@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 from sinkbench.cli.options import configured, takes
 from sinkbench.config import ChatConfig, GenerateConfig, Option, RunConfig, options_of
 from sinkbench.errors import UserError
+from sinkbench.runs.account import opening
 from sinkbench.runs.key import identified
-from sinkbench.runs.run import opening
 from sinkbench.strategies.registry import chosen_by
 from sinkbench.sweeps.experiment import axes_of, listed
 from sinkbench.validation import Count

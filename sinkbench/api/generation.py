@@ -20,9 +20,9 @@ from sinkbench.models.loading import check_format, load_model, load_tokenizer, l
 from sinkbench.models.sizes import layer_sizes
 from sinkbench.positions.detection import check_reach
 from sinkbench.results.columns import measured_by
+from sinkbench.runs.account import exit_reason
 from sinkbench.runs.record import device_name, now, versions, write_json
 from sinkbench.runs.result import FINISHED
-from sinkbench.runs.run import exit_reason
 from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen, Plan

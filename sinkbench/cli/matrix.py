@@ -20,7 +20,8 @@ from sinkbench.results.table import Column
 from sinkbench.results.table import Table as ValueTable
 from sinkbench.runs.result import RunResult
 from sinkbench.signals import check
-from sinkbench.sweeps.estimate import device_for, estimate
+from sinkbench.sweeps.device import device_for
+from sinkbench.sweeps.estimate import estimate
 from sinkbench.sweeps.experiment import Experiments
 from sinkbench.sweeps.plan import Cell, once
 

@@ -216,7 +216,8 @@ def _costs(read: "Experiments", cells: Sequence[RunConfig]) -> "pd.DataFrame":
     """What each run will need, in bytes and seconds, and why that is not known where it is not."""
     import pandas as pd
 
-    from sinkbench.sweeps.estimate import device_for, estimate
+    from sinkbench.sweeps.device import device_for
+    from sinkbench.sweeps.estimate import estimate
     from sinkbench.sweeps.plan import once
 
     rows, shape_of = [], once(read.shape)

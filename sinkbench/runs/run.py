@@ -1,7 +1,6 @@
 """One run: a model, a strategy and a stream in; a CSV and a JSON out."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -25,17 +24,18 @@ from sinkbench.engines.step import Steps
 from sinkbench.engines.streams import run_many
 from sinkbench.engines.windows import read_windows
 from sinkbench.errors import UserError, out_of_memory
-from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate, resolved_revision
-from sinkbench.models.sizes import context_length_of, layer_sizes
+from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate
+from sinkbench.models.sizes import layer_sizes
 from sinkbench.results.columns import further_columns
 from sinkbench.results.divergence import beyond_training
 from sinkbench.results.record import SPELLED
-from sinkbench.runs.key import fingerprint, identified, weights_of
+from sinkbench.runs.account import close, exit_reason, opening, resolved
+from sinkbench.runs.key import identified, weights_of
 from sinkbench.runs.protocol import lead_of, on_record, tokens_for, windows_for
-from sinkbench.runs.record import device_name, now, versions, write_json
-from sinkbench.runs.result import ENDED, FINISHED, OUT_OF_MEMORY, RunResult
-from sinkbench.runs.resume import close_session, resumed
-from sinkbench.runs.tracing import begun_trace, keep_trace, lacks_trace, traced
+from sinkbench.runs.record import write_json
+from sinkbench.runs.result import ENDED, FINISHED, RunResult
+from sinkbench.runs.resume import resumed
+from sinkbench.runs.tracing import begun_trace, keep_trace, lacks_trace
 from sinkbench.runs.writer import RowWriter
 from sinkbench.signals import Interrupted, check, signals, undisturbed
 from sinkbench.strategies import Chosen
@@ -93,7 +93,7 @@ def run(
             result.exit_reason = exit_reason(error)  # of this session, which was to add a trace: the rows are finished
         elif not work.on_record:
             record |= work.spelled()
-            _close(record, result, writer, error, work.reason)
+            close(record, result, writer, error, work.reason)
     if error is not None and not isinstance(error, (Interrupted, torch.OutOfMemoryError)):
         raise error
     return result
@@ -160,7 +160,7 @@ class _Work:
         self.stage("reading the first tokens")
         _check_unchanged(checkpoint(), record)
         _check_vocabulary(streams.tokens, model, config)
-        record |= _resolved(config, model, streams)
+        record |= resolved(config, model, streams)
         if streams.skipped:
             self.note(f"{streams.skipped:,} of the rows have fewer than 2 tokens and are left out")
         if windows is None:
@@ -310,98 +310,6 @@ def _write(
         result.latency = median(latencies) if latencies else None
         with undisturbed(), suppress(UserError):  # whoever goes on does without it
             writer.write_left()
-
-
-def opening(config: RunConfig, chosen: Chosen) -> dict[str, Any]:
-    """What a record says from the first row on."""
-    session = {
-        "started": now(),
-        "ended": None,
-        "exit_reason": "running",
-        "device": device_name(config.device_map),
-        "versions": versions(),
-        "command": [config.objects.call] if config.objects.call else ["sinkbench", *sys.argv[1:]],
-    }
-    return {
-        "experiment": chosen.name,
-        "engine": config.engine,
-        "options": config.model_dump(mode="json"),
-        **({"objects": config.objects.given} if config.objects.given else {}),
-        **session,
-        "sessions": [{**session, "first_row": 1, "rows": 0, "seconds": 0.0}],
-    }
-
-
-def _resolved(config: RunConfig, model: PreTrainedModel, streams: Streams) -> dict[str, Any]:
-    several = {"streams": len(streams.tokens), "skipped": streams.skipped} if config.documents else {}
-    return {
-        "model": {
-            "name": config.model_name_or_path,
-            "class": type(model).__name__,
-            "revision": resolved_revision(model),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "attention": getattr(model.config, "_attn_implementation", None),
-            "random_weights": config.random_weights,
-            "context_length": context_length_of(model.config),
-        },
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "dataset": {
-            "name": config.dataset_name,
-            "revision": streams.revision,
-            "tokens": sum(map(len, streams.tokens)),
-            "sha256": fingerprint(*streams.tokens),
-            **several,
-        },
-    }
-
-
-def _close(
-    record: dict[str, Any], result: RunResult, writer: RowWriter, error: BaseException | None, reason: str = FINISHED
-) -> None:
-    if error is not None:
-        reason = exit_reason(error)
-    result.exit_reason = reason
-    record |= {
-        "ended": now(),
-        "exit_reason": reason,
-        "rows": result.rows,
-        **({"rows_written": writer.written} if writer.every > 1 else {}),
-        "overall_ppl": result.overall_ppl if result.rows else None,
-        "rows_not_finite": result.not_finite,
-        "seconds": result.seconds,
-        "timed_rows": result.rows - result.untimed,
-        "tokens_per_second": result.tokens_per_second,
-        "median_latency": result.latency,
-        "peak_vram_gib": result.peak_vram,
-        "peak_kv_cache_bytes": result.kv_cache_bytes,
-    }
-    record |= traced(writer.path, result.rows)
-    close_session(record, result)
-    if isinstance(error, UserError) and not (writer.begun and result.rows):
-        if writer.begun:
-            with suppress(OSError):  # it promises rows, and not one could be written
-                writer.path.with_suffix(".json").unlink()
-        return  # the message says it all
-    if writer.rows or not writer.replaces:
-        try:
-            writer.trim()  # of an older result, no more than the rows that the record counts
-            write_json(writer.path.with_suffix(".json"), record)
-        except UserError:
-            if error is None:
-                raise  # otherwise what came first is what the user has to know
-
-
-def exit_reason(error: BaseException) -> str:
-    """What is put on record of what ended a run early."""
-    if isinstance(error, Interrupted):
-        return error.reason
-    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else failure(error)
-
-
-def failure(error: BaseException) -> str:
-    """The exit reason of a run that ended in ``error``."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return "failed: " + " ".join(f"{kind}{error}".split())
 
 
 def _check_unchanged(checkpoint: Checkpoint, record: dict[str, Any]) -> None:

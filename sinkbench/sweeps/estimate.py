@@ -5,27 +5,22 @@ weights or multiplying matrices at a measured rate, times factors that were meas
 and downloads are left out.
 """
 
-import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
-
-import psutil
-import torch
+from functools import cached_property
 
 from sinkbench.cache.held import bytes_a_token
 from sinkbench.cache.strip import BLOCK, compaction_interval
-from sinkbench.config import ModelSource, RunConfig
+from sinkbench.config import RunConfig
 from sinkbench.engines.chunks import bytes_at_once, fitting, most_at_once, refuses_plan
 from sinkbench.engines.head import ON_GPU, SLICE_BYTES
 from sinkbench.engines.lanes import LANES
 from sinkbench.errors import UserError
-from sinkbench.models.loading import TORCH_DTYPES
 from sinkbench.models.sizes import ModelSizes
 from sinkbench.strategies import LayerPlan, Plan
 from sinkbench.strategies.reference import end_of, reference_run
 from sinkbench.strategies.registry import chosen_by
+from sinkbench.sweeps.device import Device, dtype_of
 from sinkbench.sweeps.lengths import streams_of, windows_asked
 
 # Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
@@ -46,44 +41,11 @@ QUANTISED = {"4bit": 0.5 + 4 / 64, "8bit": 1.0}
 
 
 @dataclass(frozen=True)
-class Device:
-    """What a device can do with numbers of one type.
-
-    Attributes:
-        kind: ``cuda`` or ``cpu``.
-        memory: bytes free.
-        bandwidth: bytes a second of a large matrix, read to be multiplied with one vector.
-        rate: operations a second of a large matrix product.
-    """
-
-    kind: str
-    memory: int
-    bandwidth: float
-    rate: float
-
-
-@dataclass(frozen=True)
 class Estimate:
     """The largest allocation on the device, in bytes, and seconds from the first token to the last."""
 
     vram_bytes: int
     seconds: float
-
-
-def device_for(options: RunConfig | ModelSource, shape: ModelSizes) -> Device:
-    """The device that ``options``, or their model, would run on, measured for about a second the first time."""
-    kind = "cuda" if torch.cuda.is_available() and options.device_map != "cpu" else "cpu"
-    free = torch.cuda.mem_get_info()[0] if kind == "cuda" else psutil.virtual_memory().available
-    dtype = dtype_of(options, shape, kind)
-    return Device(kind, free, bandwidth(kind, dtype), matrix_rate(kind, dtype))
-
-
-def dtype_of(options: RunConfig | ModelSource, shape: ModelSizes, kind: str) -> torch.dtype:
-    """The type of the weights: ``auto`` is float32 on a CPU and the checkpoint's own on CUDA."""
-    name = options.dtype
-    if name == "auto":
-        name = "float32" if kind == "cpu" else shape.dtype
-    return TORCH_DTYPES[name]
 
 
 def estimate(options: RunConfig, shape: ModelSizes, device: Device) -> Estimate:
@@ -301,44 +263,3 @@ class _Run:
             layers = self.shape.layers * A_LAYER[self.device.kind]
             step = max(step, self.read_bytes / self.device.bandwidth) + layers
         return n * step
-
-
-# What a device can do
-
-
-@lru_cache
-def bandwidth(kind: str, dtype: torch.dtype) -> float:
-    """Bytes a second of a large matrix that is multiplied with one vector."""
-    rows = 2**15 if kind == "cuda" else 2**13
-    matrix = torch.empty(rows, 4096, dtype=dtype, device=kind).fill_(0.5)
-    vector = torch.empty(4096, dtype=dtype, device=kind).fill_(0.5)
-    return matrix.nbytes / _best(partial(torch.mv, matrix, vector))
-
-
-@lru_cache
-def matrix_rate(kind: str, dtype: torch.dtype) -> float:
-    """Operations a second of matrix products, the larger the better, as far as half a second goes."""
-    n, seconds, rate = 256, 0.0, 0.0
-    while n <= (8192 if kind == "cuda" else 2048) and 8 * seconds < 0.5:  # twice the size is eight times the work
-        a = torch.randn(n, n, device=kind).to(dtype)
-        seconds = _best(partial(torch.matmul, a, a))
-        rate, n = max(rate, 2 * n**3 / seconds), 2 * n
-    return rate
-
-
-def _best(work: Callable[[], object]) -> float:
-    """Seconds of the quickest run in a tenth of a second, and of three at least, after one to warm up."""
-    work()
-    times: list[float] = []
-    while len(times) < 3 or sum(times) < 0.1:
-        _synchronize()
-        begin = time.perf_counter()
-        work()
-        _synchronize()
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -214,14 +214,14 @@ def test_of_several_signals_the_first_is_the_reason_and_none_disturbs_the_end(he
             os.kill(os.getpid(), number)
             time.sleep(0)
 
-    close = runs._close
+    close = runs.close
 
     def closing(*about):
         strike(signal.SIGINT, signal.SIGTERM, signal.SIGINT)
         close(*about)
         strike(signal.SIGINT, signal.SIGTERM)
 
-    monkeypatch.setattr(runs, "_close", closing)
+    monkeypatch.setattr(runs, "close", closing)
     monkeypatch.setattr(runs, "_check_vocabulary", lambda *about: strike(signal.SIGTERM, signal.SIGINT))
     status, _, error = here(*commands["run"])
     assert (status, error) == (143, "")

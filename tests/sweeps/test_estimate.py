@@ -20,7 +20,8 @@ from sinkbench.models.embedded import source_files
 from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps import estimate as module
-from sinkbench.sweeps.estimate import Device, bandwidth, device_for, estimate, matrix_rate
+from sinkbench.sweeps.device import Device, bandwidth, device_for, matrix_rate
+from sinkbench.sweeps.estimate import estimate
 from sinkbench.sweeps.experiment import read_experiments
 from sinkbench.sweeps.lengths import BYTES_A_TOKEN
 

@@ -11,11 +11,12 @@ from sinkbench.config import ModelSource, RunConfig, Source
 from sinkbench.data.stream import Streams
 from sinkbench.engines.step import Steps
 from sinkbench.models.loading import Checkpoint, load_model, locate
+from sinkbench.runs.account import failure
 from sinkbench.runs.key import weights_of
 from sinkbench.runs.protocol import tokens_for
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import OUT_OF_MEMORY, RunResult
-from sinkbench.runs.run import failure, read_text, run
+from sinkbench.runs.run import read_text, run
 from sinkbench.signals import check
 
 

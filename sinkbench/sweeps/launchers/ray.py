@@ -19,12 +19,13 @@ from sinkbench.errors import UserError
 from sinkbench.models import embedded
 from sinkbench.models.loading import Checkpoint, locate
 from sinkbench.models.sizes import read_sizes
+from sinkbench.runs.account import failure
 from sinkbench.runs.record import device_name
 from sinkbench.runs.result import RunResult
-from sinkbench.runs.run import failure
 from sinkbench.signals import kept, signals, undisturbed
 from sinkbench.strategies.registry import source_of
-from sinkbench.sweeps.estimate import Device, estimate
+from sinkbench.sweeps.device import Device
+from sinkbench.sweeps.estimate import estimate
 from sinkbench.sweeps.launchers.transfer import Transfer, place, work
 
 LOST = 3  # workers that a cell may lose beyond the retries asked for
