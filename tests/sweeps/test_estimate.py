@@ -19,7 +19,7 @@ from sinkbench.errors import UserError
 from sinkbench.models.embedded import source_files
 from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
-from sinkbench.sweeps import estimate as module
+from sinkbench.sweeps import device as module
 from sinkbench.sweeps.device import Device, bandwidth, device_for, matrix_rate
 from sinkbench.sweeps.estimate import estimate
 from sinkbench.sweeps.experiment import read_experiments
