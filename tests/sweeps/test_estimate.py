@@ -21,7 +21,7 @@ from sinkbench.models.loading import locate
 from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps import device as module
 from sinkbench.sweeps.device import Device, bandwidth, device_for, matrix_rate
-from sinkbench.sweeps.estimate import estimate
+from sinkbench.sweeps.estimate import Estimate, estimate
 from sinkbench.sweeps.experiment import read_experiments
 from sinkbench.sweeps.lengths import BYTES_A_TOKEN
 
@@ -312,7 +312,7 @@ def _golden() -> torch.nn.Module:
 
 
 def test_a_reference_has_a_cache_and_forwards_of_its_own() -> None:
-    def found(**more: Any) -> module.Estimate:
+    def found(**more: Any) -> Estimate:
         return estimate(options("parallel", num_tokens=65536, **more), shape("llama_3_1_8b"), H200)
 
     alone, dense = found(), found(experiment="transformers")
@@ -323,7 +323,7 @@ def test_a_reference_has_a_cache_and_forwards_of_its_own() -> None:
 
 @pytest.mark.parametrize("engine", ["parallel", "stepwise"])
 def test_a_reference_ends_where_it_would_be_read_beyond_what_the_model_was_trained_for(engine: str) -> None:
-    def found(tokens: int, **more: Any) -> module.Estimate:
+    def found(tokens: int, **more: Any) -> Estimate:
         return estimate(options(engine, num_tokens=tokens, cuda_graphs=False, **more), shape("llama_2_7b"), H200)
 
     alone, trained = found(65536), found(4096, experiment="transformers")
@@ -354,7 +354,7 @@ def seconds(**more: Any) -> float:
 
 
 def test_a_protocol_costs_what_its_windows_feed() -> None:
-    def of(protocol: str, **more: Any) -> module.Estimate:
+    def of(protocol: str, **more: Any) -> Estimate:
         line = {"experiment": "transformers", "protocol": protocol, "num_tokens": 65535, "context_length": 2048}
         return estimate(options("parallel", **line, **more), shape("llama_2_7b"), H200)
 
