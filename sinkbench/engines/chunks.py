@@ -67,12 +67,12 @@ def refuses_chunks(model: PreTrainedModel, cache: StreamCache, length: int) -> s
 
 
 def states_of(
-    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None, caches: int = 1
+    model: PreTrainedModel, cache: StreamCache, streams: Sequence[Tensor], chunk: int | None = None, scans: int = 1
 ) -> States[Piece]:
     """``streams``, the longest first, fed through ``cache``, at most ``chunk`` tokens of each at a time.
 
-    Behind the end of a stream, up to that of the piece, states are of no token. So many ``caches`` are read in turns,
-    this among them.
+    Behind the end of a stream, up to that of the piece, states are of no token. So many caches whose entries go by a
+    score are read in turns, this among them.
 
     Raises:
         UserError: the model cannot be read in chunks under the plan of ``cache``.
@@ -83,7 +83,7 @@ def states_of(
         raise UserError(reason)
     size = cache.reach.chunk(chunk or chunk_for(model, cache.plan))
     room = Room.of(model, cache.plan).tokens // (len(streams) * max(1, min(size, lengths[0])))
-    lanes = lanes_for(model, cache, len(streams), room, caches)
+    lanes = lanes_for(model, cache, len(streams), room, scans)
 
     def each() -> Iterator[tuple[Piece, Tensor]]:
         tokens, rows = side_by_side(streams, device_of(model)), len(streams)

@@ -74,21 +74,24 @@ def _stream(device: torch.device, place: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def lanes_for(model: PreTrainedModel, cache: StreamCache, rows: int, room: int, caches: int = 1) -> Lanes:
+def lanes_for(model: PreTrainedModel, cache: StreamCache, rows: int, room: int, scans: int = 1) -> Lanes:
     """Lanes for ``rows`` streams side by side; there is memory for ``room`` of their chunks at once.
 
-    A single one where layers are not all scored, as what others hold moves in memory; and where evictions are noted,
-    which are read from the device in between.
-
-    Args:
-        caches: that are read beside each other, each in lanes of its own.
+    A single one where layers are not all scored, as what others hold moves in memory; where evictions are noted,
+    which are read from the device in between; and where ``scans``, of so many caches in turns, are those of several: of
+    programs that wait for each other all must be running, whatever else does.
     """
     device = device_of(model)
     layers = [layer for layer in cache.layers if isinstance(layer, ScoredLayer) and layer.trace is None]
     apart = len(layers) < len(cache.layers) or any(weight.device != device for weight in model.parameters())
-    if device.type != "cuda" or apart:
+    if device.type != "cuda" or apart or scans > 1:
         return Lanes(device, [], 1)
-    programs = rows * max(MEETING, *(layer.sizes.kv_heads for layer in cache.plan.kept))
+    heads = max(layer.sizes.kv_heads for layer in cache.plan.kept)
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    most = processors // (MEETING * caches)  # programs that meet must all be running
-    return Lanes(device, layers, max(1, min(LANES, most, room, max(OVERLAP, processors // (programs * caches)))))
+    return Lanes(device, layers, lanes_of(processors, rows, heads, room))
+
+
+def lanes_of(processors: int, rows: int, heads: int, room: int) -> int:
+    """How many lanes a cache gets of so many multiprocessors, for scans of ``rows`` streams and ``heads`` of keys."""
+    most = processors // MEETING  # programs that meet must all be running
+    return max(1, min(LANES, most, room, max(OVERLAP, processors // (rows * max(MEETING, heads)))))

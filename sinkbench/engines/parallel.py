@@ -113,7 +113,8 @@ class Parallel:
         fed = [mine[:-1] for mine in tokens]
         caches = [StreamCache(model, plan, trace), *([StreamCache(model, self.reference)] if self.reference else [])]
         chunk = min(cache.reach.chunk(chunk) for cache in caches)
-        read = [states_of(model, cache, fed, chunk, len(caches)) for cache in caches]
+        scans = sum(cache.plan.by_score for cache in caches)
+        read = [states_of(model, cache, fed, chunk, scans) for cache in caches]
         at_once = max(states.at_once for states in read)
         with lasting(model, max(states.longest for states in read)), exact_angles(model):
             for piece, *of_each in _beside(until, *(states.read for states in read)):

@@ -55,8 +55,8 @@ def test_lanes_change_no_bit(rule, dtype, made, monkeypatch):
     assert {one.count for one in made} == {1}
 
 
-def test_two_strategies_that_meet_on_the_device_share_it(made):
-    """Programs of both wait for each other there: none may keep another's from running."""
+def test_two_strategies_whose_programs_wait_for_each_other_take_turns(made):
+    """None may keep another's from running."""
     model = deep(torch.float32)
     plan, other = (tiny.plan(model, name, 48, 2) for name in ("tova", "h2o"))
     stream = tiny.tokens(1500)
@@ -65,7 +65,7 @@ def test_two_strategies_that_meet_on_the_device_share_it(made):
     assert [nll for nll, _ in alone[0]] == [nll for nll, _ in beside[0]]
     itself = said(Parallel(model, 50, reference=plan), plan, [stream])
     assert {kl for _, columns in itself[0] for kl in columns["kl"]} == {0.0}
-    assert min(one.count for one in made) > 1
+    assert [one.count > 1 for one in made] == [True, False, False, False, False]
 
 
 def test_what_is_asked_of_the_device_behind_an_abandoned_stream_finds_its_chunks_done(made):
