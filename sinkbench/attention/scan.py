@@ -12,6 +12,8 @@ from sinkbench.attention.rows import Rows
 from sinkbench.attention.scores import shares_of
 from sinkbench.cache.lowest import lowest
 from sinkbench.cache.scoring import scores_of
+from sinkbench.cache.stack import along
+from sinkbench.positions.rotary import wide
 from sinkbench.strategies import Held
 
 
@@ -73,7 +75,7 @@ class Slots:
             memory={name: numbers[:, :, :present] for name, numbers in self.memory.items()},
             layer=rows.layer,
             look=look,
-            keys_of=lambda: rows.keys.gather(2, columns[..., None].expand(-1, -1, -1, rows.keys.shape[-1])),
+            keys_of=lambda: rows.keys.gather(2, along(columns, rows.keys)).to(wide(rows.keys.dtype)),
         )
 
     def remember(self) -> None:

@@ -82,7 +82,7 @@ class Held:
 
     @cached_property
     def keys(self) -> "Tensor":
-        """Keys as they lie in the cache, ``(B, H, n, D)``."""
+        """Keys as they lie in the cache, ``(B, H, n, D)``; those of half precision in float32."""
         return self.keys_of()
 
 

@@ -82,6 +82,17 @@ def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
     assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rule", RULES)
+def test_so_it_does_in_half_precision(rule, dtype, monkeypatch):
+    name, parameters, _ = RULES[rule]
+    model, stream = tiny.build("llama", initializer_range=0.1).to(dtype), tiny.tokens(90)
+    plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
+    fast = read(Parallel(model, 29), plan, stream)
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
+    assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
+
+
 def test_a_scan_that_cannot_be_compiled_is_taken_the_slow_way_with_one_line(monkeypatch):
     numba = pytest.importorskip("numba")
 

@@ -175,7 +175,7 @@ def _alike(products, marks, tokens, died, held, first, n, window, sinks, recent)
 
 def fixed(scores: Tensor, tokens: Tensor, died: Tensor, *, n: int, tolerance: float, **limits: int) -> None:
     """``scores``: of each column, ``(R, m)``, which never change; ``tokens``, ``died`` likewise."""
-    _call(_fixed, scores, tokens, died, n=n, tolerance=tolerance, **limits)
+    _call(_fixed, scores.to(wide(scores.dtype)), tokens, died, n=n, tolerance=tolerance, **limits)
 
 
 def summed(
