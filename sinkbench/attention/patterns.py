@@ -6,7 +6,7 @@ names and with the same arguments.
 
 import warnings
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sinkbench.attention.kernels import kernels, of_compiler, reason_of
 from sinkbench.attention.rows import Rows
-from sinkbench.positions.rotary import wide
 from sinkbench.strategies import Held
 
 
@@ -72,9 +71,9 @@ def _limits(rows: Rows) -> dict[str, Any]:
 
 
 def _fixed(scans: Any, rows: Rows, died: Tensor) -> None:
-    keys = partial(rows.keys.to, wide(rows.keys.dtype))
-    held = Held(rows.tokens, rows.first + rows.n - 1, rows.memory, rows.layer, _no_weights, keys)
-    scores = rows.eviction.score(held).expand(rows.tokens.shape)
+    scores = rows.eviction.score(
+        Held(rows.tokens, rows.first + rows.n - 1, rows.memory, rows.layer, _no_weights, lambda: rows.keys)
+    ).expand(rows.tokens.shape)
     scans.fixed(*_flat(scores, rows.tokens, died), n=rows.n, tolerance=rows.eviction.tolerance, **_limits(rows))
 
 

@@ -13,7 +13,6 @@ from sinkbench.attention.scores import shares_of
 from sinkbench.cache.lowest import lowest
 from sinkbench.cache.scoring import scores_of
 from sinkbench.cache.stack import along
-from sinkbench.positions.rotary import wide
 from sinkbench.strategies import Held
 
 
@@ -75,7 +74,7 @@ class Slots:
             memory={name: numbers[:, :, :present] for name, numbers in self.memory.items()},
             layer=rows.layer,
             look=look,
-            keys_of=lambda: rows.keys.gather(2, along(columns, rows.keys)).to(wide(rows.keys.dtype)),
+            keys_of=lambda: rows.keys.gather(2, along(columns, rows.keys)),
         )
 
     def remember(self) -> None:

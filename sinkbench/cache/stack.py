@@ -199,7 +199,7 @@ class Stack:
             memory={name: part(carried)[:, :, :n] for name, carried in self.memory.items()},
             layer=layer.number,
             look=look,
-            keys_of=lambda: part(self.keys)[:, :, :n].to(wide(self.keys.dtype)),
+            keys_of=lambda: part(self.keys)[:, :, :n],
             numbers=numbers,
         )
 

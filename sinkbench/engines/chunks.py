@@ -169,17 +169,20 @@ class Room:
 
 def chunk_for(model: PreTrainedModel, plan: Plan | None = None) -> int:
     """Tokens a forward that leave three quarters of the free memory alone."""
-    heads = model.config.get_text_config(decoder=True).num_attention_heads
-    most = most_at_once(plan, device_of(model).type == "cuda", heads)
-    return fitting(_bytes_of_a_token(model, plan), _free(model), most)
+    return fitting(_bytes_of_a_token(model, plan), _free(model), _most(model, plan))
 
 
 def _bytes_of_a_token(model: PreTrainedModel, plan: Plan | None) -> int:
     config = model.config.get_text_config(decoder=True)
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    heads, itemsize = config.num_attention_heads, torch.finfo(model.dtype).bits // 8
-    most = most_at_once(plan, device_of(model).type == "cuda", heads)
-    return bytes_at_once(plan, config.hidden_size, inner, heads, itemsize, most)
+    itemsize = torch.finfo(model.dtype).bits // 8
+    sizes = config.hidden_size, inner, config.num_attention_heads, itemsize
+    return bytes_at_once(plan, *sizes, _most(model, plan))
+
+
+def _most(model: PreTrainedModel, plan: Plan | None) -> int:
+    heads = model.config.get_text_config(decoder=True).num_attention_heads
+    return most_at_once(plan, device_of(model).type == "cuda", heads)
 
 
 def _free(model: PreTrainedModel) -> int:

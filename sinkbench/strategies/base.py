@@ -83,7 +83,8 @@ class Held:
     @cached_property
     def keys(self) -> "Tensor":
         """Keys as they lie in the cache, ``(B, H, n, D)``; those of half precision in float32."""
-        return self.keys_of()
+        keys = self.keys_of()
+        return keys.float() if keys.element_size() == 2 else keys
 
 
 Pattern = Literal["fixed", "summed", "averaged", "newest", "alike"]

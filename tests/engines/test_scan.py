@@ -72,25 +72,23 @@ def test_formats_are_applied_before_anything_is_scored(rule, kv_format):
     agree(model, tiny.plan(model, RULES[rule][0], 9, 1, recent=2, kv_format=kv_format), tiny.tokens(60), 17)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
+def chooses_as_the_score_does(model, rule, monkeypatch):
     name, parameters, _ = RULES[rule]
-    model, stream = double("llama"), tiny.tokens(90)
-    plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
+    stream, plan = tiny.tokens(90), tiny.plan(model, name, 12, 2, recent=3, **parameters)
     fast = read(Parallel(model, 29), plan, stream)
     monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
     assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_scan_of_its_own_chooses_as_the_score_does(rule, monkeypatch):
+    chooses_as_the_score_does(double("llama"), rule, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rule", RULES)
 def test_so_it_does_in_half_precision(rule, dtype, monkeypatch):
-    name, parameters, _ = RULES[rule]
-    model, stream = tiny.build("llama", initializer_range=0.1).to(dtype), tiny.tokens(90)
-    plan = tiny.plan(model, name, 12, 2, recent=3, **parameters)
-    fast = read(Parallel(model, 29), plan, stream)
-    monkeypatch.setattr(patterns, "scans_for", lambda kind: None)
-    assert read(Parallel(model, 29), plan, stream)[1] == fast[1]
+    chooses_as_the_score_does(tiny.build("llama", initializer_range=0.1).to(dtype), rule, monkeypatch)
 
 
 def test_a_scan_that_cannot_be_compiled_is_taken_the_slow_way_with_one_line(monkeypatch):
