@@ -16,7 +16,8 @@ from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
 from sinkbench.attention.scan import scan
 from sinkbench.attention.scores import Scores, shares_of
-from sinkbench.cache.scored import Columns, ScoredLayer
+from sinkbench.cache.columns import Columns
+from sinkbench.cache.scored import ScoredLayer
 from sinkbench.positions.rotary import wide
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import kernels, of_compiler, reason_of
+from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
+from sinkbench.compilers import of_compiler, reason_of
 from sinkbench.strategies import Held
 
 
@@ -98,18 +99,9 @@ def _newest(scans: Any, rows: Rows, died: Tensor) -> None:
 
 
 def _alike(scans: Any, rows: Rows, died: Tensor) -> None:
-    scans.alike(*_flat(rows.keys, _marks(rows.keys), rows.tokens, died), n=rows.n, **_limits(rows))
+    scans.alike(*_flat(rows.keys, rows.tokens, died), n=rows.n, **_limits(rows))
 
 
 def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:
     """``(B, H, ...)`` as ``(B * H, ...)``, contiguous; what was contiguous shares its memory."""
     return tuple(x.contiguous().flatten(0, 1) for x in arrays)
-
-
-def _marks(keys: Tensor) -> Tensor:
-    """A number for each key, ``(B, H, m)``, int64: equal where all bits are, and by no likely chance otherwise."""
-    size = keys.element_size()
-    whole = keys.shape[-1] * size % 8 == 0
-    words = keys.contiguous().view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    factors = torch.arange(1, words.shape[-1] + 1, device=keys.device) * 0x1E3779B97F4A7C15 | 1
-    return (words * factors).sum(-1)

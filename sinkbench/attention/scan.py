@@ -10,9 +10,9 @@ from torch import Tensor
 from sinkbench.attention.patterns import by_pattern
 from sinkbench.attention.rows import Rows
 from sinkbench.attention.scores import shares_of
+from sinkbench.cache.columns import along
 from sinkbench.cache.lowest import lowest
 from sinkbench.cache.scoring import scores_of
-from sinkbench.cache.stack import along
 from sinkbench.strategies import Held
 
 

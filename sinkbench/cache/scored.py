@@ -16,31 +16,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from sinkbench.cache.columns import Columns, join, keep
 from sinkbench.cache.formats import keys_read_back, read_back
-from sinkbench.cache.stack import Stack, along
+from sinkbench.cache.stack import Stack
 from sinkbench.cache.trace import Trace
 from sinkbench.errors import UserError
 from sinkbench.positions.rotary import Rope
 from sinkbench.positions.rotation import Moves
 from sinkbench.strategies import LayerPlan
-
-
-@dataclass
-class Columns:
-    """What the queries of a chunk may attend to: what was held before it, then its own tokens.
-
-    Attributes:
-        keys: ``(B, H, m, D)``; ``values`` likewise.
-        tokens: index in the text of each, int64, ``(B, H, m)``.
-        memory: what the strategy carries for each, ``(B, H, m)``.
-        held: how many were held before; the same in every head.
-    """
-
-    keys: Tensor
-    values: Tensor
-    tokens: Tensor
-    memory: dict[str, Tensor]
-    held: int
 
 
 @dataclass(frozen=True)
@@ -125,18 +108,9 @@ class ScoredLayer(CacheLayerMixin):
         """The columns of a chunk: what is held, and the new tokens."""
         if self.lane is not None:
             torch.cuda.current_stream(self.device).wait_event(self.lane.passed)
-        held, n = self.held, keys.shape[2]
-        new = torch.arange(self.seen, self.seen + n, device=self.device).expand(*keys.shape[:2], -1)
-        nothing = {name: x.new_zeros(*keys.shape[:2], n) for name, x in self.memory.items()}
-        self.columns = Columns(
-            torch.cat((self.keys[:, :, :held], keys), 2),
-            torch.cat((self.values[:, :, :held], values), 2),
-            torch.cat((self.tokens[:, :, :held], new), 2),
-            {name: torch.cat((x[:, :, :held], nothing[name]), 2) for name, x in self.memory.items()},
-            held,
-        )
-        self.seen += n
-        self.position += n
+        self.columns = join(self._slots(), keys, values, self.seen)
+        self.seen += keys.shape[2]
+        self.position += keys.shape[2]
         return self.columns.keys, self.columns.values
 
     def keep(self, died: Tensor) -> None:
@@ -146,21 +120,19 @@ class ScoredLayer(CacheLayerMixin):
             died: for each column the index in the chunk of the last query that attends to it, int64, ``(B, H, m)``;
                 the number of queries for those that are held after it.
         """
-        columns, held = self.columns, self.held
+        columns = self.columns
         assert columns is not None
-        n = columns.tokens.shape[2] - columns.held
         if self.trace is not None:
+            n = columns.tokens.shape[2] - columns.held
             steps = torch.where(died < n, died + (self.seen - n), -1)
             self.trace.note_many(self.number, columns.tokens[0], steps[0])
-        alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]
-        self.keys[:, :, :held] = columns.keys.gather(2, along(alive, columns.keys))
-        self.values[:, :, :held] = columns.values.gather(2, along(alive, columns.values))
-        self.tokens[:, :, :held] = columns.tokens.gather(2, alive)
-        for name, numbers in columns.memory.items():
-            self.memory[name][:, :, :held] = numbers.gather(2, alive)
+        keep(columns, died, self._slots())
         self.columns = None
         if self.lane is not None:
             self.lane.passed.record(torch.cuda.current_stream(self.device))
+
+    def _slots(self) -> Columns:
+        return Columns(self.keys, self.values, self.tokens, self.memory, self.held)
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override] # nobody sets it

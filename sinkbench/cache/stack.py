@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
+from sinkbench.cache.columns import along
 from sinkbench.cache.lowest import lowest
 from sinkbench.cache.scoring import scores_of
 from sinkbench.positions.rotary import wide
@@ -65,7 +67,9 @@ class Stack:
     numbers: Tensor
 
     def __init__(self, plan: LayerPlan, layers: "list[ScoredLayer]") -> None:
-        self.plan, self.layers = plan, list(layers)
+        self.plan = plan
+        # a layer holds its stack; the other way about too, memory would wait for the garbage collector
+        self._layers = [ref(layer) for layer in layers]
         self.window, self.eviction = layers[0].window, layers[0].eviction
         for row, layer in enumerate(layers):
             layer.stack, layer.row = self, row
@@ -92,7 +96,7 @@ class Stack:
         most = max(1, BYTES // size)
         if len(self.layers) > most:
             Stack(self.plan, self.layers[most:])
-            del self.layers[most:]
+            del self._layers[most:]
         rows = batch * len(self.layers)
         self.keys = keys.new_zeros(rows, heads, slots, dim)
         self.values = values.new_zeros(rows, heads, slots, values.shape[-1])
@@ -114,15 +118,20 @@ class Stack:
         first = slice(row * self.streams)
         self.map(lambda x: x[first].clone())
         later = Stack(self.plan, self.layers[row:])
-        del self.layers[row:]
+        del self._layers[row:]
         if self.open:
             self._end()
         return later
 
     @property
+    def layers(self) -> "list[ScoredLayer]":
+        """Whose these are."""
+        return [layer for own in self._layers if (layer := own()) is not None]
+
+    @property
     def streams(self) -> int:
         """``B``."""
-        return len(self.tokens) // len(self.layers)
+        return len(self.tokens) // len(self._layers)
 
     def of(self, row: int, x: Tensor) -> Tensor:
         """The part of ``x``, ``(R, ...)``, that is layer ``row``'s."""
@@ -157,7 +166,7 @@ class Stack:
         """Where layers find what they read and write, for tokens that lie in ``slot``."""
         n = self.present = slot + 1
         self.places = []
-        for row in range(len(self.layers)):
+        for row in range(len(self._layers)):
             keys, values = self.of(row, self.keys)[:, :, :n], self.of(row, self.values)[:, :, :n]
             self.places.append(Place(keys, values, keys[:, :, slot:], values[:, :, slot:]))
 
@@ -174,7 +183,7 @@ class Stack:
             self.noted.append(scores.expand(mine(self.tokens)[:, :, : self.present].shape))
         elif weights is not None:
             self.noted.append(weights)
-        if row == len(self.layers) - 1:
+        if row == len(self._layers) - 1:
             self._end()
 
     def _scores(self) -> Tensor:
@@ -231,9 +240,7 @@ class Stack:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without parts of what is there anyway."""
-        return vars(self) | {"places": [], "noted": []}
+        return vars(self) | {"places": [], "noted": [], "_layers": self.layers}
 
-
-def along(index: Tensor, x: Tensor) -> Tensor:
-    """``index``, ``(B, H, n)``, for gathering from ``x``, ``(B, H, m)`` or ``(B, H, m, D)``."""
-    return index if x.dim() == 3 else index[..., None].expand(-1, -1, -1, x.shape[-1])
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state | {"_layers": [ref(layer) for layer in state["_layers"]]})

@@ -3,7 +3,7 @@
 from torch import Tensor, float64
 from torch.nn.functional import cross_entropy
 
-from sinkbench.attention.kernels import compilable
+from sinkbench.compilers import compilable
 from sinkbench.positions.rotary import wide
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sinkbench.attention.kernels import INTERPRETED, compilable
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.trace import Trace
 from sinkbench.calls import NOTHING
+from sinkbench.compilers import INTERPRETED, compilable
 from sinkbench.engines.batches import Piece, batches
 from sinkbench.engines.chunks import Room, chunk_for, refuses_plan, states_of
 from sinkbench.engines.divergence import Measured

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from sinkbench.attention.adapters import mask_argument
-from sinkbench.attention.kernels import compilable
 from sinkbench.attention.kernels.ring import Ring, attend_ring
 from sinkbench.attention.redirection import redirected
 from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
+from sinkbench.compilers import compilable
 from sinkbench.engines.loss import loss
 from sinkbench.engines.turns import turns, turns_of
 from sinkbench.errors import UserError

@@ -4,26 +4,47 @@ A mix of SplitMix64's finaliser (Steele, Lea and Flood, 2014) over the counters,
 every engine, device and dtype draws the same.
 """
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from sinkbench.compilers import attempted, compilable, compiled_for
+
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 STEP, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15  # SplitMix64's, as signed numbers
 
 
-def draw(seed: int, layers: "Tensor", tokens: "Tensor") -> "Tensor":
+def draw(seed: int, layers: "Tensor | int", tokens: "Tensor") -> "Tensor":
     """A number in [0, 1) for each entry, float64, ``(B, H, n)``, by seed, layer, head and index in the text.
 
     Args:
-        layers: of each stream, int64, ``(B, 1, 1)``.
+        layers: the layer of all streams, or of each, int64, ``(B, 1, 1)``.
         tokens: indices in the text, int64, ``(B, H, n)``.
     """
     import torch
 
-    heads = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
-    mixed = _mix(_mix(layers + _signed(_mix_number(seed))) + heads)
-    return _shifted(_mix(mixed + tokens), 11).double() / 2**53
+    if isinstance(layers, int):
+        heads = _heads(seed, layers, tokens.shape[1], tokens.device)
+        programs = compilable("sinkbench.strategies.drawing") if compiled_for(tokens) else None
+        drawn: Tensor | None = attempted(programs.draw, heads, tokens) if programs else None
+        if drawn is not None:
+            return drawn
+    else:
+        each = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
+        heads = _mix(_mix(layers + _signed(_mix_number(seed))) + each)
+    return _shifted(_mix(heads + tokens), 11).double() / 2**53
+
+
+@lru_cache(maxsize=1024)  # every chunk asks it of every layer, and a device would wait for it
+def _heads(seed: int, layer: int, heads: int, device: "torch.device") -> "Tensor":
+    """What is mixed of all but the token, ``(H, 1)``."""
+    import torch
+
+    mixed = _mix_number((_mix_number(seed) + layer) % 2**64)
+    each = [_signed(_mix_number((mixed + head) % 2**64)) for head in range(heads)]
+    return torch.tensor(each, device=device)[:, None]
 
 
 def _mix_number(x: int) -> int:

@@ -12,4 +12,4 @@ class Random(Eviction):
     seed: Whole = 0
 
     def score(self, held: Held):  # noqa: ANN201
-        return draw(self.seed, held.layers, held.tokens)
+        return draw(self.seed, held.layer if held.numbers is None else held.numbers, held.tokens)

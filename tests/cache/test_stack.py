@@ -1,6 +1,10 @@
 """Layers that are alike are chosen for together: the same goes as layer by layer, and a step asks for little more."""
 
+import copy
+import gc
+import pickle
 from functools import cache
+from weakref import ref
 
 import pytest
 import tiny
@@ -66,6 +70,31 @@ def test_layers_that_are_too_large_together_choose_in_parts_and_evict_the_same(m
     assert [layer.row for layer in cache_after(deep(), plan, tiny.tokens(1)).kept] == [i % most for i in range(LAYERS)]
     assert found == evictions
     assert torch.equal(nll, wanted)
+
+
+@each_position
+@each_rule
+def test_what_a_cache_holds_is_free_once_it_is_gone_and_does_not_wait_for_the_garbage_collector(rule, positions):
+    """Else a GPU's memory fills up with caches of earlier runs, and later ones are cut into other batches."""
+    cache = cache_after(deep(), plan_of(rule, positions, deep()), tiny.tokens(LENGTH))
+    held = [ref(layer.stack.keys) for layer in cache.kept]
+    gc.collect()
+    gc.disable()
+    try:
+        del cache
+        assert [one() for one in held] == [None] * LAYERS
+    finally:
+        gc.enable()
+
+
+@each_position
+def test_a_copy_of_a_cache_has_layers_of_its_own(positions):
+    tokens = tiny.tokens(LENGTH)
+    cache = cache_after(deep(), plan_of("h2o", positions, deep()), tokens[:-1])
+    for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
+        assert copied.kept[0].stack.layers == copied.kept
+        assert copied.kept[0].stack is not cache.kept[0].stack
+        assert torch.equal(copied.kept[-1].entries()[0], cache.kept[-1].entries()[0])
 
 
 @each_position

@@ -17,6 +17,7 @@ from transformers.models.llama import modeling_llama
 
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import lay
+from sinkbench.compilers import REFUSED
 from sinkbench.engines.chunks import hidden_states
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -29,9 +30,9 @@ FAMILIES = [family for family in tiny.STREAMABLE if family != "qwen3_next"]  # w
 @pytest.fixture
 def many():
     pytest.importorskip("triton")
-    from sinkbench.engines.many import gate, later, launching, norm, parts, rotary
+    from sinkbench.engines.many import gate, later, norm, parts, rotary
 
-    return {module.__name__.rpartition(".")[2]: module for module in (gate, later, launching, norm, parts, rotary)}
+    return {module.__name__.rpartition(".")[2]: module for module in (gate, later, norm, parts, rotary)}
 
 
 def some(*shape, dtype=torch.float32):
@@ -229,4 +230,4 @@ def test_a_program_that_does_not_compile_is_done_without_and_said_once(many, mon
         got = read(model, many["parts"].many_parts(model))
     assert len(lines) == 1
     assert apart(got, wanted) <= 1e-5
-    many["launching"].REFUSED.discard(refuse)
+    REFUSED.discard(refuse)

@@ -34,7 +34,7 @@ def _attend(
         j = start + tl.arange(0, COLUMNS)
         k = tl.load(key + j[None, :] * DIM + d[:, None], mask=(j < m)[None, :] & (d < DIM)[:, None], other=0.0)
         x = tl.dot(q, k, input_precision=PRECISION, out_dtype=accurate) * scale
-        last = tl.load(died + j, mask=j < m, other=-1)
+        last = tl.load(died + j, mask=j < m, other=-1).to(tl.int32)
         seen = (j[None, :] - held <= rows[:, None]) & (last[None, :] >= rows[:, None])
         x = tl.where(seen, x, float("-inf"))
         top, total, shares, shrink = with_columns(x, top, total)
@@ -64,7 +64,7 @@ def attend(
     out = query.new_empty(batch, n, heads, dim).transpose(1, 2)
     rows, columns, warps, precision = _shape(query)
     _attend[(triton.cdiv(n, rows), batch * heads)](
-        *(query, key.contiguous(), value.contiguous(), died.to(torch.int32).contiguous()),
+        *(query, key.contiguous(), value.contiguous(), died.contiguous()),
         *(extra if extra is not None else query, out, scale, held, n, m, heads, heads // key.shape[1]),
         *(query.stride(0), query.stride(1), query.stride(2), out.stride(0), out.stride(1), out.stride(2)),
         **{"DIM": dim, "WIDTH": max(16, triton.next_power_of_2(dim)), "ROWS": rows, "COLUMNS": columns},

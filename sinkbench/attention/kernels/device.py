@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sinkbench.attention.kernels import MEETING
+from sinkbench.attention.kernels.marks import marks_and_twins
 from sinkbench.attention.scores import products_of
 
 NOBODY = tl.constexpr(2147483647)  # no token has this index
@@ -351,14 +352,13 @@ def newest(
         )
 
 
-def alike(keys: Tensor, marks: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
-    """``keys``: ``(R, m, D)``; ``marks``: equal for equal keys, ``(R, m)``; ``tokens``, ``died`` likewise."""
+def alike(keys: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
+    """``keys``: ``(R, m, D)``; ``tokens``, ``died``: ``(R, m)``."""
     held, slots = limits["held"], triton.next_power_of_2(limits["window"])
     products = products_of(keys[:, None], keys[:, None])[:, 0]
     scale = keys.to(products.dtype).norm(dim=-1).reciprocal()
     sums = -torch.matmul(products[:, :held, :held], scale[:, :held, None])[..., 0] * scale[:, :held]
-    ordered = marks.sort(-1).values
-    twins = (ordered[:, 1:] == ordered[:, :-1]).any(-1).to(torch.int32)
+    marks, twins = marks_and_twins(keys)
     arguments = _arguments(limits, n, tokens.shape[1])
     _alike[(len(tokens),)](
         *(products, scale, sums.contiguous(), marks, twins, tokens, died),

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import compiled_for, kernels
+from sinkbench.attention.kernels import kernels
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.scores import shares_of
+from sinkbench.compilers import compiled_for
 from sinkbench.positions.rotary import wide
 from sinkbench.positions.rotation import Rotation
 from sinkbench.strategies import Policy

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sinkbench.compilers import attempted
 from sinkbench.engines.many.gate import gate
-from sinkbench.engines.many.launching import attempted, takes
+from sinkbench.engines.many.launching import takes
 from sinkbench.engines.many.rotary import Turned
 from sinkbench.engines.single.parts import ACTIVATIONS
 

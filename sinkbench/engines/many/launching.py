@@ -1,32 +1,11 @@
-"""Which tensors go to programs of ours, and what happens where one does not compile."""
-
-import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+"""Which tensors go to programs of ours."""
 
 import torch
 from torch import Tensor
 
-from sinkbench.attention.kernels import compiled_for, of_compiler, reason_of
+from sinkbench.compilers import compiled_for
 
-T = TypeVar("T")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-REFUSED: set[Any] = set()  # launches that a compiler has refused in this process: it would again, in every layer
-
-
-def attempted(launch: Callable[..., T], *args: Any) -> T | None:
-    """What ``launch`` answers with; ``None`` where it cannot be compiled, which one line says once."""
-    if launch in REFUSED:
-        return None
-    try:
-        return launch(*args)
-    except Exception as error:
-        if not of_compiler(error):
-            raise
-        REFUSED.add(launch)
-        what, why = launch.__name__, reason_of(error)
-        warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
-        return None
 
 
 def takes(*tensors: object) -> bool:

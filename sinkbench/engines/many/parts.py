@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sinkbench.calls import StandIn, standing_in
+from sinkbench.compilers import attempted
 from sinkbench.engines.many.later import Activated, Later, Sum, settled
-from sinkbench.engines.many.launching import attempted, takes
+from sinkbench.engines.many.launching import takes
 from sinkbench.engines.many.norm import WIDEST, normalise
 from sinkbench.engines.many.rotary import Turn
 from sinkbench.engines.replacing import ROTATE, rotary_modules

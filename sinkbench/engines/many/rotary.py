@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from sinkbench.attention.kernels.angles import Layout
-from sinkbench.engines.many.launching import DTYPES, attempted, takes
+from sinkbench.compilers import attempted
+from sinkbench.engines.many.launching import DTYPES, takes
 from sinkbench.engines.single.rotary import LAYOUTS, parts_of, same
 
 TILE = 2048  # numbers of a program, some heads of one token

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sinkbench.attention.kernels import compiled_for
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
+from sinkbench.compilers import compiled_for
 from sinkbench.engines.single import product, rotary, sums
 from sinkbench.engines.single.activation import activated
 from sinkbench.engines.single.pending import Pending

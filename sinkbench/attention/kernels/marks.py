@@ -1,0 +1,52 @@
+"""Which keys of a head are equal to the last bit, as Triton programs."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+COLUMNS = 64  # whose keys are compared at once
+FACTOR = 0x1E3779B97F4A7C15
+
+
+@triton.jit(do_not_specialize=["m"])
+def _mark(
+    words, marks, m, DIM: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, FACTOR: tl.constexpr
+):  # fmt: skip
+    head = tl.program_id(1).to(tl.int64)
+    j, d = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, WIDTH)
+    mask = (j < m)[:, None] & (d < DIM)[None, :]
+    word = tl.load(words + head * m * DIM + j[:, None] * DIM + d[None, :], mask=mask, other=0).to(tl.int64)
+    factor = ((d + 1).to(tl.int64) * FACTOR) | 1
+    tl.store(marks + head * m + j, tl.sum(word * factor[None, :], axis=1), mask=j < m)
+
+
+@triton.jit(do_not_specialize=["m"])
+def _twins(marks, twins, m, COLUMNS: tl.constexpr):
+    """Whether a column has the mark of one before it."""
+    marks += tl.program_id(1).to(tl.int64) * m
+    begin = tl.program_id(0) * COLUMNS
+    j = begin + tl.arange(0, COLUMNS)
+    mine = tl.load(marks + j, mask=j < m, other=0)
+    found = tl.zeros((COLUMNS,), tl.int32)
+    for start in range(0, begin + COLUMNS, COLUMNS):
+        k = start + tl.arange(0, COLUMNS)
+        others = tl.load(marks + k, mask=k < m, other=0)
+        same = (mine[:, None] == others[None, :]) & (k[None, :] < j[:, None]) & (j < m)[:, None]
+        found = tl.maximum(found, tl.max(same.to(tl.int32), axis=1))
+    if tl.max(found, axis=0) > 0:
+        tl.store(twins + tl.program_id(1), 1)
+
+
+def marks_and_twins(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """A number for each key, ``(R, m)``, int64, equal where all bits are and by no likely chance otherwise; and whether
+    two of a head are equal, ``(R,)``."""
+    heads, m, dim = keys.shape
+    marks = torch.empty(heads, m, dtype=torch.int64, device=keys.device)
+    twins = torch.zeros(heads, dtype=torch.int32, device=keys.device)
+    words = keys.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[keys.element_size()])
+    grid = triton.cdiv(m, COLUMNS), heads
+    width = triton.next_power_of_2(dim)
+    _mark[grid](words, marks, m, DIM=dim, WIDTH=width, COLUMNS=COLUMNS, FACTOR=FACTOR, num_warps=4)
+    _twins[grid](marks, twins, m, COLUMNS=COLUMNS, num_warps=4)
+    return marks, twins

@@ -1,0 +1,1 @@
+"""What a cache asks of a device in one launch where torch takes many, as Triton programs, for CUDA."""

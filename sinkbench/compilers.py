@@ -1,0 +1,55 @@
+"""Programs that are compiled where they run, by Triton or numba: whether they can be had, and what failed."""
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # by Triton, which then runs its programs on a processor
+REFUSED: set[Any] = set()  # launches that a compiler has refused in this process: it would again, in every layer
+
+
+@cache  # every layer of every chunk asks
+def compilable(module: str) -> ModuleType | None:
+    """The module of this name; ``None`` where what compiles it is not installed."""
+    try:
+        return import_module(module)
+    except ImportError:
+        return None
+
+
+def compiled_for(x: "Tensor") -> bool:
+    """Whether Triton's programs run on the device of ``x``."""
+    return x.is_cuda or INTERPRETED
+
+
+def attempted(launch: Callable[..., T], *args: Any) -> T | None:
+    """What ``launch`` answers with; ``None`` where it cannot be compiled, which one line says once."""
+    if launch in REFUSED:
+        return None
+    try:
+        return launch(*args)
+    except Exception as error:
+        if not of_compiler(error):
+            raise
+        REFUSED.add(launch)
+        what, why = launch.__name__, reason_of(error)
+        warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
+        return None
+
+
+def reason_of(error: Exception) -> str:
+    """What to say of a program that could not be compiled, in a part of a line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def of_compiler(error: Exception) -> bool:
+    """Whether a program could not be compiled; then nothing of it has run."""
+    return type(error).__module__.split(".")[0] in ("triton", "numba") or "PassManager" in str(error)
