@@ -40,9 +40,23 @@ pytestmark = [] if INTERPRETED else pytest.mark.cuda
 @pytest.fixture
 def single():
     pytest.importorskip("triton")
-    from sinkbench.engines.single import cosines, ends, experts, norm, parts, pending, pointwise, product, rotary, sums
+    from sinkbench.engines.single import (
+        chosen,
+        cosines,
+        ends,
+        experts,
+        gates,
+        norm,
+        parts,
+        pending,
+        pointwise,
+        product,
+        rotary,
+        router,
+        sums,
+    )
 
-    modules = cosines, ends, experts, norm, parts, pending, pointwise, product, rotary, sums
+    modules = chosen, cosines, ends, experts, gates, norm, parts, pending, pointwise, product, rotary, router, sums
     return {module.__name__.rpartition(".")[2]: module for module in modules}
 
 
@@ -95,18 +109,24 @@ def experts_in(family, **sizes):
 EXPERTS = {
     "gpt_oss": {"hidden_size": 96, "intermediate_size": 72, "num_local_experts": 5},  # transposed, biased, interleaved
     "mixtral": {"hidden_size": 96, "intermediate_size": 72, "num_local_experts": 5},
-    "qwen3_moe": {"hidden_size": 96, "moe_intermediate_size": 40, "num_experts": 6, "mlp_only_layers": []},
+    "qwen3_moe": {"hidden_size": 96, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 3},
 }
+
+
+def quick_experts(single, module):
+    """A quicker forward for ``module``, and the gate that it was found to have."""
+    for parameter in module.parameters():
+        parameter.normal_(0, 0.3)
+    sent = single["experts"].experts_of(module, single["pending"].Pending())
+    return sent, sent.args[1]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", EXPERTS)
 def test_one_token_is_sent_to_its_experts_as_torch_would(single, family):
     module = experts_in(family, **EXPERTS[family])
-    for parameter in module.parameters():
-        parameter.normal_(0, 0.3)
-    pending = single["pending"].Pending()
-    sent = single["experts"].experts_of(module, pending)
+    sent, gate = quick_experts(single, module)
+    assert gate.kind == ("clamped" if family == "gpt_oss" else "silu")
     x, shares = some(1, 96), torch.tensor([[0.5, 0.3, 0.2]], device=DEVICE)
     for chosen in ([2, 0, 4], [4, 3, 1]):
         wanted = module(x, torch.tensor([chosen], device=DEVICE), shares)
@@ -116,12 +136,130 @@ def test_one_token_is_sent_to_its_experts_as_torch_would(single, family):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_gate_that_nobody_knows_stands_between_the_products(single, family):
+    module = experts_in(family, **EXPERTS[family])
+    if family == "gpt_oss":
+        object.__setattr__(module, "_apply_gate", lambda both: both[..., ::2].sin() * both[..., 1::2])
+    else:
+        object.__setattr__(module, "act_fn", torch.sin)
+    sent, gate = quick_experts(single, module)
+    assert gate is None
+    asked = some(1, 96), torch.tensor([[2, 0, 4]], device=DEVICE), torch.tensor([[0.5, 0.3, 0.2]], device=DEVICE)
+    assert apart(sent(*asked), module(*asked)) < 1e-5
+
+
+GATES = [(kind, interleaved) for kind in ("silu", "gelu_tanh", "relu", "clamped") for interleaved in (False, True)]
+
+
+@pytest.mark.parametrize(("kind", "interleaved"), GATES)
+def test_a_gate_is_found_by_asking_it(single, kind, interleaved):
+    limits = (1.702, 7.0) if kind == "clamped" else (None, None)
+    gate = single["gates"].Gate(kind, interleaved, *(limit or 0.0 for limit in limits))
+    assert single["gates"].gate_of(gate.plainly, 48, torch.device(DEVICE), *limits) == gate
+    assert single["gates"].gate_of(lambda both: gate.plainly(both) * 2, 48, torch.device(DEVICE), *limits) is None
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("kind", "interleaved"), [*GATES, (None, False)])
+@pytest.mark.parametrize(("depth", "inner"), [(96, 64), (75, 37), (1100, 21)])
+def test_a_first_product_is_gated_as_it_is_written(single, kind, interleaved, transposed, depth, inner):
+    gate = single["gates"].Gate(kind, interleaved, 1.702, 2.0) if kind else None
+    x, bias, experts = some(1, depth), some(5, 2 * inner), torch.tensor([3, 0, 4], device=DEVICE)
+    weight = some(5, depth, 2 * inner) if transposed else some(5, 2 * inner, depth)
+    for beside in (bias, None):
+        got = single["chosen"].first(x, weight, beside, experts, transposed, gate)
+        both = (x @ (weight if transposed else weight.mT)).squeeze(1) + (0 if beside is None else beside)
+        assert apart(got, gate.plainly(both[experts]) if gate else both[experts]) < 1e-5
+
+
+@pytest.mark.parametrize("transposed", [True, False])
+@pytest.mark.parametrize(("depth", "width"), [(96, 64), (1100, 75), (9000, 21), (2880, 40)])
+def test_a_second_product_is_the_sum_of_its_parts_by_their_shares(single, transposed, depth, width):
+    x, bias, experts = some(3, depth), some(5, width), torch.tensor([3, 0, 4], device=DEVICE)
+    weight, shares = some(5, depth, width) if transposed else some(5, width, depth), some(3)
+    (_, _, parts), _, told = single["chosen"]._tiling(depth, width, 3, 4, transposed, True)
+    assert parts > 1 or depth < (1000 if transposed else 9000)
+    assert (parts - 1) * told["SHARE"] < depth <= parts * told["SHARE"]
+    for beside in (bias, None):
+        found = (x[:, None] @ (weight if transposed else weight.mT)[experts]).squeeze(1)
+        found = found + (0 if beside is None else beside[experts])
+        got = single["chosen"].second(x, weight, beside, experts, shares, transposed)
+        assert apart(got, (found * shares[:, None]).sum(0, keepdim=True)) < 1e-5
+        assert torch.equal(got, single["chosen"].second(x, weight, beside, experts, shares, transposed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", EXPERTS)
+@pytest.mark.parametrize("dtype", [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16])
+def test_experts_of_half_precision_round_where_torch_does(single, family, dtype):
+    module = experts_in(family, **EXPERTS[family]).to(dtype)  # an interpreter cuts off what bfloat16 rounds
+    sent, _ = quick_experts(single, module)
+    x, experts = some(1, 96).to(dtype), torch.tensor([[2, 0, 4]], device=DEVICE)
+    for shares in (torch.tensor([[0.5, 0.3, 0.2]], device=DEVICE, dtype=d) for d in {dtype, torch.float32}):
+        if family != "gpt_oss" or shares.dtype == dtype:  # which multiplies in place
+            assert apart(sent(x, experts, shares), module(x, experts, shares)) < 4 * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
 def test_experts_that_compute_something_else_keep_their_own_way(single):
     module = experts_in("mixtral", **EXPERTS["mixtral"])
     own = module.forward
     object.__setattr__(module, "forward", lambda x, *args: own(x, *args) + 1)
     assert single["experts"].experts_of(module, single["pending"].Pending()) is None
     assert single["experts"].experts_of(torch.nn.Linear(3, 3), single["pending"].Pending()) is None
+
+
+def router_in(family, dtype, **sizes):
+    """That of a model's first layer."""
+    model = tiny.build(family, **sizes).to(DEVICE, dtype)
+    module = next(module for module in model.modules() if type(module).__name__.endswith("TopKRouter"))
+    for parameter in module.parameters():
+        parameter.normal_(0, 0.3)
+    return module
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "normalised"), [*((f, True) for f in EXPERTS), ("qwen3_moe", False)])
+def test_a_router_is_found_by_asking_it(single, family, normalised, dtype):
+    sizes = EXPERTS[family] | ({"norm_topk_prob": normalised} if family == "qwen3_moe" else {})
+    module = router_in(family, dtype, **sizes)
+    route = single["router"].router_of(module, single["pending"].Pending())
+    assert route.args[1].of_all is not normalised
+    for _ in range(5):
+        x = some(1, 96).to(dtype)
+        logits, shares, experts = route(x)
+        plain, wanted, _ = module(x)
+        assert apart(logits, plain) < 4 * torch.finfo(dtype).eps
+        assert (shares.dtype, shares.shape) == (wanted.dtype, wanted.shape)
+        found, others = route.args[1].plainly(logits)
+        assert apart(shares, found) < 4 * torch.finfo(shares.dtype).eps
+        assert torch.equal(logits.gather(-1, experts), logits.gather(-1, others))
+    several = some(2, 96).to(dtype)
+    assert all(torch.equal(*pair) for pair in zip(route(several), module(several)))
+
+
+def test_equals_are_chosen_in_their_order_and_what_is_no_number_first(single):
+    by = single["router"].Shares(4, False, torch.float32)
+    logits = torch.tensor([[1.0, 3.0, 1.0, 3.0, -torch.inf, 2.0, 1.0]], device=DEVICE)
+    shares, experts = single["router"].shared(logits, by)
+    assert experts.tolist() == [[1, 3, 5, 0]]
+    assert apart(shares, logits[:, experts[0]].softmax(-1)) < 1e-6
+    logits[0, 6], logits[0, 0] = torch.nan, torch.nan
+    assert single["router"].shared(logits, by)[1].tolist() == [[0, 6, 1, 3]]
+    for same in (-torch.inf, torch.nan, 0.0):
+        assert single["router"].shared(torch.full_like(logits, same), by)[1].tolist() == [[0, 1, 2, 3]]
+
+
+@torch.no_grad()
+def test_a_router_that_chooses_in_another_way_keeps_its_own(single):
+    module = router_in("mixtral", torch.float32, **EXPERTS["mixtral"])
+    own = module.forward
+    for other in (lambda x: own(-x), lambda x: (own(x)[0], own(x)[1] * 2, own(x)[2]), lambda x: own(x)[0]):
+        object.__setattr__(module, "forward", other)
+        assert single["router"].router_of(module, single["pending"].Pending()) is None
+    assert single["router"].router_of(torch.nn.Linear(3, 3), single["pending"].Pending()) is None
 
 
 @pytest.mark.parametrize("kind", ["add", "mul", "times", "over", "tanh", "silu", "gelu", "gelu_tanh", "relu"])
@@ -467,7 +605,7 @@ class Uncaptured(CapturedStream):
         self.graph = SimpleNamespace(replay=self._step)
 
 
-FAMILIES = ("stablelm", "gptj", "gptj-whole-head", "gemma2", "gpt_neox", "phi", "mpt", "glm")
+FAMILIES = ("stablelm", "gptj", "gptj-whole-head", "gemma2", "gpt_neox", "phi", "mpt", "glm", "gpt_oss")
 
 
 @torch.no_grad()
@@ -477,7 +615,7 @@ FAMILIES = ("stablelm", "gptj", "gptj-whole-head", "gemma2", "gpt_neox", "phi", 
 def test_no_launch_of_torch_stands_between_two_layers(single, family):
     made = []
     for count in (2, 3):
-        kinds = {"layer_types": ["sliding_attention"] * count} if family == "gemma2" else {}
+        kinds = {"layer_types": ["sliding_attention"] * count} if family in ("gemma2", "gpt_oss") else {}
         layers = {"n_layers": count} if family == "mpt" else {"num_hidden_layers": count}
         model = tiny.STREAMABLE[family](**layers, **kinds).to(DEVICE)
         stream = Uncaptured(model, tiny.plan(model, "attention_sinks", 5, 2), tiny.tokens(7), True)

@@ -17,7 +17,7 @@ from sinkbench.compilers import attempted
 from sinkbench.engines.many.gate import gate
 from sinkbench.engines.many.launching import takes
 from sinkbench.engines.many.rotary import Turned
-from sinkbench.engines.single.parts import ACTIVATIONS
+from sinkbench.engines.single.activation import ACTIVATIONS
 
 # What is asked of a tensor without a look at its numbers.
 UNREAD = {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda")}

@@ -21,8 +21,8 @@ from sinkbench.engines.many.launching import takes
 from sinkbench.engines.many.norm import WIDEST, normalise
 from sinkbench.engines.many.rotary import Turn
 from sinkbench.engines.replacing import ROTATE, rotary_modules
+from sinkbench.engines.single.activation import activation_of
 from sinkbench.engines.single.norm import Norm, norm_of
-from sinkbench.engines.single.parts import activation_of
 
 ACTIVATIONS = "transformers.activations", "torch.nn.modules.activation"
 Part = Callable[..., Any]

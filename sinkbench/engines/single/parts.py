@@ -17,22 +17,17 @@ from transformers import PreTrainedModel
 from sinkbench.attention.kernels.angles import Angles
 from sinkbench.engines.replacing import replaced
 from sinkbench.engines.single import norm, product, rotary, sums
+from sinkbench.engines.single.activation import ACTIVATIONS, activation_of
 from sinkbench.engines.single.cosines import cosines_of
 from sinkbench.engines.single.ends import End, Ways
 from sinkbench.engines.single.experts import experts_of
 from sinkbench.engines.single.pending import Pending
 from sinkbench.engines.single.pointwise import Overlapping
+from sinkbench.engines.single.router import router_of
 from sinkbench.engines.single.steady import Steady
 from sinkbench.engines.turns import Turns
 from sinkbench.positions.rotary import Rope
 
-GELU_TANH = partial(F.gelu, approximate="tanh")
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu_tanh": GELU_TANH,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
 # Whose modules compute by torch's operations, which are seen one by one. Others, of quantised matrices, may launch
 # kernels that nobody sees: what these read has to be there.
 SEEN = "torch.", "transformers.models.", "transformers.activations", "transformers.pytorch_utils"
@@ -90,7 +85,8 @@ def _forward(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
         return None
     if type(module).__module__ in ("transformers.activations", "torch.nn.modules.activation"):
         return ACTIVATIONS.get(activation_of(module, torch.device("cpu")) or "")
-    return experts_of(module, parts.pending) or _gating(module, parts) or _norming(module, parts) or cosines_of(module)
+    mixing = experts_of(module, parts.pending) or router_of(module, parts.pending)
+    return mixing or _gating(module, parts) or _norming(module, parts) or cosines_of(module)
 
 
 def _gating(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
@@ -163,16 +159,6 @@ class Products:
                 return
         self.last, self.leader = (x, module), module
         self.companions.setdefault(module, [])
-
-
-def activation_of(act: Callable[[Tensor], Tensor], device: torch.device) -> str | None:
-    """Which of :data:`ACTIVATIONS` this is, however many operations it takes for it; ``None`` for another."""
-    # in float64: of float32 some are computed by all cores of a processor, which other programs may use
-    x = torch.linspace(-6, 6, 101, dtype=torch.float64, device=device)
-    try:
-        return next((name for name, known in ACTIVATIONS.items() if torch.allclose(act(x), known(x), atol=1e-6)), None)
-    except Exception:  # it is called in another way
-        return None
 
 
 def gated_by(module: nn.Module) -> str | None:
