@@ -203,6 +203,7 @@ def _tiling(depth: int, width: int, count: int, size: int, transposed: bool, sha
     columns, rows, loads = (ACROSS // size, held * size // ACROSS, 1) if transposed else (OUTPUTS, held, OUTPUTS)
     blocks, tiles = triton.cdiv(width, columns), triton.cdiv(depth, rows)
     parts = min(triton.cdiv(PROGRAMS, blocks * count), max(1, tiles // LEAST)) if shared else 1
+    parts = next((n for n in range(parts, 2 * parts) if tiles % n == 0), parts)  # alike, where they can be
     tiles = triton.cdiv(tiles, parts)
     parts = triton.cdiv(depth, tiles * rows)
     most = max(1, min(tiles, LOADS // loads))
