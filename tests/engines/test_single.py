@@ -162,7 +162,7 @@ def test_a_gate_is_found_by_asking_it(single, kind, interleaved):
 
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(("kind", "interleaved"), [*GATES, (None, False)])
-@pytest.mark.parametrize(("depth", "inner"), [(96, 64), (75, 37), (1100, 21)])
+@pytest.mark.parametrize(("depth", "inner"), [(75, 37), (1100, 20)])
 def test_a_first_product_is_gated_as_it_is_written(single, kind, interleaved, transposed, depth, inner):
     gate = single["gates"].Gate(kind, interleaved, 1.702, 2.0) if kind else None
     x, bias, experts = some(1, depth), some(5, 2 * inner), torch.tensor([3, 0, 4], device=DEVICE)
@@ -174,7 +174,7 @@ def test_a_first_product_is_gated_as_it_is_written(single, kind, interleaved, tr
 
 
 @pytest.mark.parametrize("transposed", [True, False])
-@pytest.mark.parametrize(("depth", "width"), [(96, 64), (1100, 75), (9000, 21), (2880, 40)])
+@pytest.mark.parametrize(("depth", "width"), [(96, 64), (1100, 21), (9000, 3)])
 def test_a_second_product_is_the_sum_of_its_parts_by_their_shares(single, transposed, depth, width):
     x, bias, experts = some(3, depth), some(5, width), torch.tensor([3, 0, 4], device=DEVICE)
     weight, shares = some(5, depth, width) if transposed else some(5, width, depth), some(3)

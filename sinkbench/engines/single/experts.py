@@ -36,7 +36,9 @@ def experts_of(module: nn.Module, pending: Pending) -> Callable[..., Tensor] | N
         return None
     if gate_up.dim() != 3 or not (gate_up.is_contiguous() and down.is_contiguous()) or gate_up.dtype != down.dtype:
         return None
-    if gate_up.dtype not in (torch.float32, torch.bfloat16, torch.float16) or gate_up[0].numel() >= LARGEST:
+    if gate_up.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return None
+    if max(gate_up[0].numel(), down[0].numel()) >= LARGEST:
         return None
     depth, width = gate_up.shape[1:] if module.is_transposed else gate_up.shape[:0:-1]
     x = torch.randn(1, depth, dtype=gate_up.dtype, device=gate_up.device)
