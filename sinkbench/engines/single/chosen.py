@@ -22,11 +22,11 @@ from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_fo
 from sinkbench.engines.single.gates import Gate, let_through
 
 VECTOR = 16  # bytes that a thread reads at once
-WARPS = 4  # a program
-ACROSS = 64  # bytes that a program reads side by side of a transposed matrix
+WARPS = 8  # a program
+ACROSS = 128  # bytes that a program reads side by side of a transposed matrix
 OUTPUTS = 4  # rows of any other that a program reads at once
 LOADS = 12  # of a thread that are asked for before others are met, at most
-PROGRAMS = 600  # a launch: fewer share the depth among more
+PROGRAMS = 300  # a launch: fewer share the depth among more
 LEAST = 8  # tiles of the depth, below which nobody shares
 BLOCK = 128  # numbers that a program adds up
 
