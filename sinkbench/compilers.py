@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from subprocess import CalledProcessError
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,8 +27,15 @@ def compilable(module: str) -> ModuleType | None:
 
 
 def compiled_for(x: "Tensor") -> bool:
-    """Whether Triton's programs run on the device of ``x``."""
-    return x.is_cuda or INTERPRETED
+    """Whether Triton's programs run where ``x`` is: it launches them on the device in use, wherever tensors are."""
+    return INTERPRETED or in_use(x)
+
+
+def in_use(x: "Tensor") -> bool:
+    """Whether ``x`` is on the GPU in use."""
+    from torch.cuda import current_device
+
+    return x.is_cuda and x.device.index == current_device()
 
 
 def attempted(launch: Callable[..., T], *args: Any) -> T | None:
@@ -52,4 +60,6 @@ def reason_of(error: Exception) -> str:
 
 def of_compiler(error: Exception) -> bool:
     """Whether a program could not be compiled; then nothing of it has run."""
-    return type(error).__module__.split(".")[0] in ("triton", "numba") or "PassManager" in str(error)
+    if type(error).__module__.split(".")[0] in ("triton", "numba") or isinstance(error, CalledProcessError):
+        return True
+    return "PassManager" in str(error) or "C compiler" in str(error)

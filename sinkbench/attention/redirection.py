@@ -24,6 +24,7 @@ from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import StripLayer
 from sinkbench.calls import NOTHING, here, standing_in
+from sinkbench.compilers import in_use
 from sinkbench.positions.families import family_of
 
 Attend = Callable[..., Tensor]
@@ -93,7 +94,11 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
         kept, kind = layer.values.dtype, query.device.type
         if not query.dtype == key.dtype == value.dtype == kept:
             query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
-        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING:
+        with (
+            # of a model that is spread over several
+            torch.cuda.device(query.device) if query.is_cuda and not in_use(query) else NOTHING,
+            torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING,
+        ):
             return of_layer(layer, query, key, value, scores).to(wanted)
 
     def of_layer(layer: CacheLayerMixin, query: Tensor, key: Tensor, value: Tensor, scores: Scores) -> Tensor:

@@ -17,7 +17,7 @@ class Columns:
         keys: ``(B, H, m, D)``; ``values`` likewise.
         tokens: index in the text of each, int64, ``(B, H, m)``.
         memory: what the strategy carries for each, ``(B, H, m)``.
-        held: how many were held before; the same in every head.
+        held: how many were held before, or, of slots, are to be held; the same in every head.
     """
 
     keys: Tensor

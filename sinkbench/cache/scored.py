@@ -210,8 +210,7 @@ class ScoredLayer(CacheLayerMixin):
     def _map(self, pick: Callable[[Tensor], Tensor]) -> None:
         """Pick streams; whoever asks one layer of a stack asks all, and the first answers for them."""
         if self.is_initialized and self.row == 0:
-            layers = len(self.stack.layers)
-            self.stack.map(lambda x: torch.cat([pick(own) for own in x.chunk(layers)]))
+            self.stack.map(lambda x: torch.cat([pick(own) for own in x.chunk(self.stack.depth)]))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))

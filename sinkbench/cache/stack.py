@@ -94,10 +94,10 @@ class Stack:
         turned = ranked and self.layers[0].rope is not None
         size = batch * heads * slots * dim * (dtype if turned else keys.dtype).itemsize
         most = max(1, BYTES // size)
-        if len(self.layers) > most:
+        if self.depth > most:
             Stack(self.plan, self.layers[most:])
             del self._layers[most:]
-        rows = batch * len(self.layers)
+        rows = batch * self.depth
         self.keys = keys.new_zeros(rows, heads, slots, dim)
         self.values = values.new_zeros(rows, heads, slots, values.shape[-1])
         self.unturned = torch.zeros_like(self.keys, dtype=dtype) if turned else None
@@ -125,13 +125,18 @@ class Stack:
 
     @property
     def layers(self) -> "list[ScoredLayer]":
-        """Whose these are."""
+        """Whose these are, all of them alive as long as their cache is."""
         return [layer for own in self._layers if (layer := own()) is not None]
+
+    @property
+    def depth(self) -> int:
+        """How many layers these are."""
+        return len(self._layers)
 
     @property
     def streams(self) -> int:
         """``B``."""
-        return len(self.tokens) // len(self._layers)
+        return len(self.tokens) // self.depth
 
     def of(self, row: int, x: Tensor) -> Tensor:
         """The part of ``x``, ``(R, ...)``, that is layer ``row``'s."""
@@ -166,7 +171,7 @@ class Stack:
         """Where layers find what they read and write, for tokens that lie in ``slot``."""
         n = self.present = slot + 1
         self.places = []
-        for row in range(len(self._layers)):
+        for row in range(self.depth):
             keys, values = self.of(row, self.keys)[:, :, :n], self.of(row, self.values)[:, :, :n]
             self.places.append(Place(keys, values, keys[:, :, slot:], values[:, :, slot:]))
 
@@ -183,7 +188,7 @@ class Stack:
             self.noted.append(scores.expand(mine(self.tokens)[:, :, : self.present].shape))
         elif weights is not None:
             self.noted.append(weights)
-        if row == len(self._layers) - 1:
+        if row == self.depth - 1:
             self._end()
 
     def _scores(self) -> Tensor:

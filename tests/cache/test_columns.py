@@ -14,6 +14,7 @@ from sinkbench.strategies.formats import parse
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 pytestmark = [] if INTERPRETED else pytest.mark.cuda
+HALF = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter cuts bfloat16 off
 WINDOW = 37
 
 
@@ -63,7 +64,7 @@ def test_a_chunk_is_joined_and_kept_as_in_torch(batch, heads, held, n, dims, mem
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0"])
 @pytest.mark.parametrize("size", [1e-38, 1e-7, 1e-3, 1.0, 3e4, 1e9, 1e38])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, HALF])
 def test_numbers_out_of_blocks_are_those_of_torch(name, size, dtype, monkeypatch):
     pytest.importorskip("triton")
     x = (size * torch.randn(2, 33, 3, 96, device=DEVICE)).to(dtype).transpose(1, 2)
@@ -75,6 +76,14 @@ def test_numbers_out_of_blocks_are_those_of_torch(name, size, dtype, monkeypatch
     assert got.dtype == wanted.dtype
     assert torch.equal(got.isnan(), wanted.isnan())
     assert torch.equal(got.nan_to_num(), wanted.nan_to_num())
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 48), (2, 3, 32)])
+def test_shapes_that_are_no_rows_of_blocks_are_left_to_torch(shape):
+    pytest.importorskip("triton")
+    from sinkbench.cache.kernels import blocks
+
+    assert blocks.read_back(torch.randn(shape, device=DEVICE), 32, True) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 777), (1, 4, 2048)])

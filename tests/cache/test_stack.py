@@ -94,6 +94,7 @@ def test_a_copy_of_a_cache_has_layers_of_its_own(positions):
     for copied in (copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))):
         assert copied.kept[0].stack.layers == copied.kept
         assert copied.kept[0].stack is not cache.kept[0].stack
+        assert copied.kept[0].stack.depth == LAYERS
         assert torch.equal(copied.kept[-1].entries()[0], cache.kept[-1].entries()[0])
 
 

@@ -160,6 +160,16 @@ def test_a_gate_is_found_by_asking_it(single, kind, interleaved):
     assert single["gates"].gate_of(lambda both: gate.plainly(both) * 2, 48, torch.device(DEVICE), *limits) is None
 
 
+@pytest.mark.parametrize("limit", [10.0, 16.0, 100.0])
+@pytest.mark.parametrize("width", [64, 1536])
+def test_a_gate_within_limits_that_a_module_does_not_name_is_none_known_here(single, limit, width):
+    def apply(both):
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+
+    assert single["gates"].gate_of(apply, width, torch.device(DEVICE), None, limit) is None
+
+
 @pytest.mark.parametrize("transposed", [True, False])
 @pytest.mark.parametrize(("kind", "interleaved"), [*GATES, (None, False)])
 @pytest.mark.parametrize(("depth", "inner"), [(75, 37), (1100, 20)])
@@ -260,6 +270,9 @@ def test_a_router_that_chooses_in_another_way_keeps_its_own(single):
         object.__setattr__(module, "forward", other)
         assert single["router"].router_of(module, single["pending"].Pending()) is None
     assert single["router"].router_of(torch.nn.Linear(3, 3), single["pending"].Pending()) is None
+    corrected = router_in("mixtral", torch.float32, **EXPERTS["mixtral"])
+    corrected.register_buffer("e_score_correction_bias", torch.zeros(5, device=DEVICE))
+    assert single["router"].router_of(corrected, single["pending"].Pending()) is None
 
 
 @pytest.mark.parametrize("kind", ["add", "mul", "times", "over", "tanh", "silu", "gelu", "gelu_tanh", "relu"])

@@ -44,7 +44,10 @@ def marks_and_twins(keys: Tensor) -> tuple[Tensor, Tensor]:
     heads, m, dim = keys.shape
     marks = torch.empty(heads, m, dtype=torch.int64, device=keys.device)
     twins = torch.zeros(heads, dtype=torch.int32, device=keys.device)
-    words = keys.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[keys.element_size()])
+    size = keys.element_size()
+    whole = dim * size % 8 == 0  # long words, as marks of few small sums would soon be equal
+    words = keys.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
+    dim = words.shape[-1]
     grid = triton.cdiv(m, COLUMNS), heads
     width = triton.next_power_of_2(dim)
     _mark[grid](words, marks, m, DIM=dim, WIDTH=width, COLUMNS=COLUMNS, FACTOR=FACTOR, num_warps=4)

@@ -1,7 +1,9 @@
 """A launch that begins while the one before it still runs, on devices that can (Hopper and later).
 
 What a program reads that no other launch of the same graph writes, weights and old keys, it reads before it waits;
-everything else after. It may write nothing before it has waited. CUDA calls this programmatic dependent launch.
+everything else after, but for what a launch before the last one wrote, where that one waited before it let this begin
+(:mod:`sinkbench.engines.single.chosen`). It may write nothing before it has waited. CUDA calls this programmatic
+dependent launch.
 """
 
 from typing import Any

@@ -50,8 +50,11 @@ def _read_back(
 
 
 def read_back(x: Tensor, size: int, eight_bits: bool) -> Tensor | None:
-    """``x``, ``(B, H, n, D)``, as it comes back from blocks of ``size`` numbers; ``None`` for another shape."""
-    if x.dim() != 4 or x.stride(-1) != 1 or not x.numel():
+    """``x``, ``(B, H, n, D)``, as it comes back from blocks of ``size`` numbers.
+
+    ``None`` for another shape, or with a gradient.
+    """
+    if x.dim() != 4 or x.stride(-1) != 1 or not x.numel() or x.shape[-1] % size or x.requires_grad:
         return None
     _, heads, rows, dim = x.shape
     out = x.new_empty(x.shape)

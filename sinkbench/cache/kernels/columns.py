@@ -91,8 +91,9 @@ def _keep(
 
 
 def join(slots: Columns, keys: Tensor, values: Tensor, first: int) -> Columns | None:
-    """As :func:`sinkbench.cache.columns.join`; ``None`` for more than one number in memory, or slots with gaps."""
-    if not _takes(slots):
+    """As :func:`sinkbench.cache.columns.join`; ``None`` for more than one number in memory, slots with gaps, or
+    with gradients."""
+    if not _takes(slots) or keys.requires_grad or values.requires_grad:
         return None
     keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (keys, values))
     batch, heads, n, dim = keys.shape

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sinkbench.compilers import attempted
 from sinkbench.engines.single import chosen
 from sinkbench.engines.single.gates import Gate, gate_of
 from sinkbench.engines.single.pending import Pending
@@ -19,7 +20,7 @@ from sinkbench.engines.single.pending import Pending
 LARGEST = 2**31  # numbers of a matrix
 
 
-def _of_one(module: Any, gate: Gate | None, x: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
+def experts_of_one(module: Any, gate: Gate | None, x: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
     """``(1, n)``: what ``module`` makes of one token, ``(1, n)``, sent to ``experts``, ``(1, K)``, by ``shares``."""
     first, second = (module.gate_up_proj_bias, module.down_proj_bias) if module.has_bias else (None, None)
     experts, shares, turned = experts.reshape(-1).contiguous(), shares.reshape(-1).contiguous(), module.is_transposed
@@ -50,8 +51,12 @@ def experts_of(module: nn.Module, pending: Pending) -> Callable[..., Tensor] | N
         wanted = module(x, experts, shares)
     except Exception:  # they are called in another way
         return None
-    got = _of_one(module, gate, x, experts, shares)
-    close = wanted.shape == got.shape and torch.allclose(wanted, got, rtol=1e-2, atol=1e-2 * float(got.abs().max()))
+    got = attempted(experts_of_one, module, gate, x, experts, shares)
+    close = (
+        got is not None
+        and wanted.shape == got.shape
+        and torch.allclose(wanted, got, rtol=1e-2, atol=1e-2 * float(got.abs().max()))
+    )
     return partial(_sent, module, gate, module.forward, pending) if close else None
 
 
@@ -67,4 +72,4 @@ def _sent(
     if len(x) != 1 or len(experts) != 1 or x.dtype != module.gate_up_proj.dtype:
         return plain(x, experts, shares)
     pending.settle(x, experts, shares)
-    return _of_one(module, gate, x, experts, shares)
+    return experts_of_one(module, gate, x, experts, shares)

@@ -44,12 +44,11 @@ def gate_of(
         alpha: what the module has by this name, and so ``limit``; anything but a number means that it has none.
     """
     found = [Gate(kind, interleaved) for kind in ACTIVATIONS for interleaved in (False, True)]
-    size = 3.0
     if isinstance(alpha, float | int) and isinstance(limit, float | int):
         found += [Gate("clamped", interleaved, float(alpha), float(limit)) for interleaved in (False, True)]
-        size = max(size, abs(float(limit)))  # so that some are beyond it
     generator = torch.Generator(device).manual_seed(0)
-    both = size * torch.randn(2, width, dtype=torch.float64, device=device, generator=generator)
+    both = torch.randn(3, width, dtype=torch.float64, device=device, generator=generator)
+    both *= torch.tensor([[3.0], [30.0], [1e4]], device=device)  # beyond whatever limits there are
     try:
         wanted = apply(both)
         return next((gate for gate in found if torch.allclose(gate.plainly(both), wanted, rtol=1e-6, atol=1e-6)), None)

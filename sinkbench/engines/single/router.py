@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
+from sinkbench.compilers import attempted
 from sinkbench.engines.single import product
 from sinkbench.engines.single.pending import Pending
 
 MOST = 128  # experts: each is compared with each
+ASKED = 256  # tokens for which a router is asked where it sends them
 
 Routed = tuple[Tensor, Tensor, Tensor]
 
@@ -81,17 +83,20 @@ def router_of(module: nn.Module, pending: Pending) -> Callable[[Tensor], Routed]
         return None
     if not isinstance(count, int) or not 0 < count <= len(weight) <= MOST or not weight.is_contiguous():
         return None
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or any(module.children()):
-        return None
+    more = {name for name, _ in (*module.named_parameters(), *module.named_buffers())} - {"weight", "bias"}
+    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or any(module.children()) or more:
+        return None  # more, such as a correction of what is chosen
     generator = torch.Generator(weight.device).manual_seed(0)
-    x = torch.randn(8, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
+    x = torch.randn(ASKED, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
     try:
         logits, shares, experts = module(x)
         by = _shares(logits, shares, experts, count)
         close = torch.allclose(logits, F.linear(x, weight, bias), rtol=1e-2, atol=1e-2 * float(logits.abs().max()))
     except Exception:  # it is called in another way, or answers with something else
         return None
-    return partial(_routed, module, by, module.forward, pending) if close and by is not None else None
+    if not close or by is None or attempted(shared, logits[:1].contiguous(), by) is None:
+        return None
+    return partial(_routed, module, by, module.forward, pending)
 
 
 def _shares(logits: Tensor, shares: Tensor, experts: Tensor, count: int) -> Shares | None:
