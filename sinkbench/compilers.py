@@ -48,7 +48,7 @@ def attempted(launch: Callable[..., T], *args: Any) -> T | None:
         if not of_compiler(error):
             raise
         REFUSED.add(launch)
-        what, why = launch.__name__, reason_of(error)
+        what, why = launch.__name__.strip("_"), reason_of(error)
         warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
         return None
 

@@ -4,8 +4,6 @@
 names and with the same arguments.
 """
 
-import warnings
-from dataclasses import dataclass, field
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,49 +13,25 @@ from torch import Tensor
 
 from sinkbench.attention.kernels import kernels
 from sinkbench.attention.rows import Rows
-from sinkbench.compilers import of_compiler, reason_of
+from sinkbench.compilers import attempted
 from sinkbench.strategies import Held
 
 
-@dataclass(frozen=True)
-class Scans:
-    """The scans of one kind of device.
-
-    Attributes:
-        kernels: the module with them, a function a kernel.
-        refused: patterns whose kernels a compiler has refused: it would again, in every layer.
-    """
-
-    kernels: ModuleType
-    refused: set[str] = field(default_factory=set)
-
-
 @cache
-def scans_for(kind: str) -> Scans | None:
-    """The scans for a kind of device, which all models share; ``None`` where what compiles them is not installed."""
+def scans_for(kind: str) -> ModuleType | None:
+    """The scans for a kind of device; ``None`` where what compiles them is not installed."""
     name = {"cpu": "host", "cuda": "device"}.get(kind)
-    found = None if name is None else kernels(name)
-    return None if found is None else Scans(found)
+    return None if name is None else kernels(name)
 
 
 def by_pattern(rows: Rows) -> Tensor | None:
     """As :func:`sinkbench.attention.scan.scan`; ``None`` where the strategy has no pattern, or there are no kernels."""
     pattern = rows.eviction.pattern
-    found = scans_for(rows.tokens.device.type) if pattern else None
-    if found is None or pattern in found.refused or not rows.n:
+    scans = scans_for(rows.tokens.device.type) if pattern else None
+    if scans is None or not rows.n:
         return None
-    make = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
-    died = torch.full_like(rows.tokens, rows.n)
-    try:
-        make(found.kernels, rows, died)
-    except Exception as error:
-        if not of_compiler(error):
-            raise
-        found.refused.add(pattern)
-        why = reason_of(error)
-        warnings.warn(f"the scan of {pattern} scores cannot be compiled ({why}): taking the slow way", stacklevel=2)
-        return None
-    return died
+    scan = {"fixed": _fixed, "summed": _summed, "averaged": _summed, "newest": _newest, "alike": _alike}[pattern]
+    return attempted(scan, scans, rows, torch.full_like(rows.tokens, rows.n))
 
 
 def _limits(rows: Rows) -> dict[str, Any]:
@@ -71,35 +45,38 @@ def _limits(rows: Rows) -> dict[str, Any]:
     }
 
 
-def _fixed(scans: Any, rows: Rows, died: Tensor) -> None:
+def _fixed(scans: Any, rows: Rows, died: Tensor) -> Tensor:
     scores = rows.eviction.score(
         Held(rows.tokens, rows.first + rows.n - 1, rows.memory, rows.layer, _no_weights, lambda: rows.keys)
     ).expand(rows.tokens.shape)
     scans.fixed(*_flat(scores, rows.tokens, died), n=rows.n, tolerance=rows.eviction.tolerance, **_limits(rows))
+    return died
 
 
 def _no_weights() -> Tensor:
     raise TypeError("a score of the pattern 'fixed' does not look at weights")
 
 
-def _summed(scans: Any, rows: Rows, died: Tensor) -> None:
+def _summed(scans: Any, rows: Rows, died: Tensor) -> Tensor:
     totals = rows.memory[rows.eviction.memory[0]]
     averaged = rows.eviction.pattern == "averaged"
     extra = None if rows.extra is None else rows.extra.repeat(len(rows.tokens), 1)
     arrays = (rows.scores.flatten(0, 1), extra, *_flat(totals, rows.tokens, died))
     scans.summed(*arrays, averaged=averaged, **_limits(rows))
+    return died
 
 
-def _newest(scans: Any, rows: Rows, died: Tensor) -> None:
+def _newest(scans: Any, rows: Rows, died: Tensor) -> Tensor:
     of_layer = died[:, 0].contiguous()
     extra = None if rows.extra is None else rows.extra.flatten().repeat(len(rows.tokens), 1)
     arrays = rows.scores.flatten(1, 2), extra, rows.tokens[:, 0].contiguous(), of_layer
     scans.newest(*arrays, beside=rows.beside, **_limits(rows))
-    died.copy_(of_layer[:, None].expand_as(died))
+    return died.copy_(of_layer[:, None].expand_as(died))
 
 
-def _alike(scans: Any, rows: Rows, died: Tensor) -> None:
+def _alike(scans: Any, rows: Rows, died: Tensor) -> Tensor:
     scans.alike(*_flat(rows.keys, rows.tokens, died), n=rows.n, **_limits(rows))
+    return died
 
 
 def _flat(*arrays: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,7 @@ from evictions import RULES, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sinkbench import compilers
 from sinkbench.attention import patterns
 from sinkbench.engines.choice import choose_engine
 from sinkbench.engines.parallel import Parallel
@@ -105,8 +106,8 @@ def test_a_scan_that_cannot_be_compiled_is_taken_the_slow_way_with_one_line(monk
     model, stream = double("llama"), tiny.tokens(60)
     plan = tiny.plan(model, name, 12, 2, **parameters)
     wanted = read(Parallel(model, 29), plan, stream)[1]
-    scans = patterns.Scans(SimpleNamespace(newest=newest))
-    monkeypatch.setattr(patterns, "scans_for", lambda kind: scans)
+    monkeypatch.setattr(patterns, "scans_for", lambda kind: SimpleNamespace(newest=newest))
+    monkeypatch.setattr(compilers, "REFUSED", set())
     with pytest.warns(UserWarning, match="cannot be compiled") as lines:
         assert read(Parallel(model, 29), plan, stream)[1] == wanted
     assert len(lines) == 1
