@@ -27,7 +27,7 @@ def draw(seed: int, layers: "Tensor | int", tokens: "Tensor") -> "Tensor":
 
     if isinstance(layers, int):
         heads = _heads(seed, layers, tokens.shape[1], tokens.device)
-        programs = compilable("sinkbench.strategies.drawing") if compiled_for(tokens) else None
+        programs = compilable("sinkbench.strategies.kernels.draws") if compiled_for(tokens) else None
         drawn: Tensor | None = attempted(programs.draw, heads, tokens) if programs else None
         if drawn is not None:
             return drawn

@@ -1,0 +1,1 @@
+"""What strategies ask of a device in one launch where torch takes many, as Triton programs, for CUDA."""
