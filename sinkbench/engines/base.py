@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.step import Steps
@@ -13,9 +12,6 @@ from sinkbench.strategies import Plan
 
 class Engine(Protocol):
     """A way of running a stream, made for one model."""
-
-    @property
-    def model(self) -> PreTrainedModel: ...
 
     def refuses(self, plan: Plan) -> str | None:
         """Why this engine cannot run ``plan`` exactly, for people, with what to do instead; ``None`` where it can."""

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from sinkbench.cache.trace import Trace
-from sinkbench.calls import NOTHING
 from sinkbench.engines.base import Engine
 from sinkbench.engines.captured import Captured
 from sinkbench.engines.parallel import Parallel
 from sinkbench.engines.step import Steps
-from sinkbench.positions.bare import device_of
 from sinkbench.strategies import Plan
 
 
@@ -33,11 +30,9 @@ def run_many(
     Raises:
         UserError: as :meth:`Engine.run`.
     """
-    device = device_of(engine.model)
-    with torch.cuda.device(device) if device.type == "cuda" else NOTHING:  # where kernels are launched
-        if isinstance(engine, Parallel | Captured):
-            yield from engine.run_many(plan, streams, first, start, trace)
-            return
-        for index in range(first, len(streams)):
-            for steps in engine.run(plan, streams[index], start if index == first else 0, trace):
-                yield index, steps
+    if isinstance(engine, Parallel | Captured):
+        yield from engine.run_many(plan, streams, first, start, trace)
+        return
+    for index in range(first, len(streams)):
+        for steps in engine.run(plan, streams[index], start if index == first else 0, trace):
+            yield index, steps

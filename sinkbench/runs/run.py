@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
+from sinkbench.calls import NOTHING
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.protocols import Window, scored_by
 from sinkbench.data.spelling import TextSize, predicted_text
@@ -26,6 +27,7 @@ from sinkbench.engines.windows import read_windows
 from sinkbench.errors import UserError, out_of_memory
 from sinkbench.models.loading import Checkpoint, check_format, load_model, load_tokenizer, locate
 from sinkbench.models.sizes import layer_sizes
+from sinkbench.positions.bare import device_of
 from sinkbench.results.columns import further_columns
 from sinkbench.results.divergence import beyond_training
 from sinkbench.results.record import SPELLED
@@ -163,10 +165,12 @@ class _Work:
         record |= resolved(config, model, streams)
         if streams.skipped:
             self.note(f"{streams.skipped:,} of the rows have fewer than 2 tokens and are left out")
-        if windows is None:
-            self._read(model, streams.tokens)
-        else:
-            self._read_windows(model, streams.tokens[0], windows, lead_of(config, checkpoint(), model))
+        device = device_of(model)
+        with torch.cuda.device(device) if device.type == "cuda" else NOTHING:  # where kernels are launched
+            if windows is None:
+                self._read(model, streams.tokens)
+            else:
+                self._read_windows(model, streams.tokens[0], windows, lead_of(config, checkpoint(), model))
 
     def _read_windows(self, model: PreTrainedModel, text: Tensor, windows: list[Window], lead: int | None) -> None:
         config, record = self.config, self.record
