@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from subprocess import CalledProcessError
@@ -10,6 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 T = TypeVar("T")
@@ -33,9 +35,27 @@ def compiled_for(x: "Tensor") -> bool:
 
 def in_use(x: "Tensor") -> bool:
     """Whether ``x`` is on the GPU in use."""
+    if not x.is_cuda:
+        return False
     from torch.cuda import current_device
 
-    return x.is_cuda and x.device.index == current_device()
+    return x.device.index == current_device()
+
+
+def launching_on(device: "torch.device") -> AbstractContextManager[object]:
+    """Within this context kernels are launched on ``device``, where that is a GPU."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.cuda import device as use
+
+    return use(device)
+
+
+def by_program(x: "Tensor", program: str, *args: Any) -> Any | None:
+    """What a Triton program's ``module.function`` answers with; ``None`` where it cannot be had where ``x`` is."""
+    module, _, name = program.rpartition(".")
+    programs = compilable(module) if compiled_for(x) else None
+    return None if programs is None else attempted(getattr(programs, name), *args)
 
 
 def attempted(launch: Callable[..., T], *args: Any) -> T | None:
@@ -45,20 +65,20 @@ def attempted(launch: Callable[..., T], *args: Any) -> T | None:
     try:
         return launch(*args)
     except Exception as error:
-        if not of_compiler(error):
+        if not _of_compiler(error):
             raise
         REFUSED.add(launch)
-        what, why = launch.__name__.strip("_"), reason_of(error)
+        what, why = launch.__name__.strip("_"), _reason_of(error)
         warnings.warn(f"the kernel for {what!r} cannot be compiled ({why}): torch computes it", stacklevel=2)
         return None
 
 
-def reason_of(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     """What to say of a program that could not be compiled, in a part of a line."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def of_compiler(error: Exception) -> bool:
+def _of_compiler(error: Exception) -> bool:
     """Whether a program could not be compiled; then nothing of it has run."""
     if type(error).__module__.split(".")[0] in ("triton", "numba") or isinstance(error, CalledProcessError):
         return True

@@ -24,7 +24,7 @@ from sinkbench.cache.scored import ScoredLayer
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import StripLayer
 from sinkbench.calls import NOTHING, here, standing_in
-from sinkbench.compilers import in_use
+from sinkbench.compilers import launching_on
 from sinkbench.positions.families import family_of
 
 Attend = Callable[..., Tensor]
@@ -95,8 +95,7 @@ def _attend_for(model: PreTrainedModel, cache: StreamCache) -> Attend:
         if not query.dtype == key.dtype == value.dtype == kept:
             query, key, value = query.to(kept), key.to(kept), value.to(kept)  # alike, but under autocast
         with (
-            # of a model that is spread over several
-            torch.cuda.device(query.device) if query.is_cuda and not in_use(query) else NOTHING,
+            launching_on(query.device),  # one of those over which a model is spread
             torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING,
         ):
             return of_layer(layer, query, key, value, scores).to(wanted)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sinkbench.compilers import attempted, compilable, compiled_for
+from sinkbench.compilers import by_program
 
 
 @dataclass
@@ -29,8 +29,7 @@ class Columns:
 
 def join(slots: Columns, keys: Tensor, values: Tensor, first: int) -> Columns:
     """What ``slots`` hold, and behind it the ``keys`` and ``values``, ``(B, H, n, D)``, of tokens from ``first`` on."""
-    programs = compilable("sinkbench.cache.kernels.columns") if compiled_for(keys) else None
-    joined: Columns | None = attempted(programs.join, slots, keys, values, first) if programs else None
+    joined: Columns | None = by_program(keys, "sinkbench.cache.kernels.columns.join", slots, keys, values, first)
     if joined is not None:
         return joined
     held, n = slots.held, keys.shape[2]
@@ -52,8 +51,7 @@ def keep(columns: Columns, died: Tensor, slots: Columns) -> None:
         died: for each column the index in the chunk of the last query that attends to it, int64, ``(B, H, m)``; the
             number of queries for those that are alive.
     """
-    programs = compilable("sinkbench.cache.kernels.columns") if compiled_for(died) else None
-    if programs and attempted(programs.keep, columns, died, slots) is not None:
+    if by_program(died, "sinkbench.cache.kernels.columns.keep", columns, died, slots) is not None:
         return
     n, held = columns.tokens.shape[2] - columns.held, slots.held
     alive = torch.sort((died < n).to(torch.int8), stable=True).indices[:, :, :held]

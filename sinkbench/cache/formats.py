@@ -7,7 +7,7 @@ Divisors are tensors, as a division by a Python number is a product with its rec
 import torch
 from torch import Tensor
 
-from sinkbench.compilers import attempted, compilable, compiled_for
+from sinkbench.compilers import by_program
 from sinkbench.positions.rotary import Rope, wide
 from sinkbench.strategies.formats import BLOCKS, Format, Kivi
 
@@ -24,11 +24,9 @@ def read_back(stored: Format, x: Tensor) -> Tensor:
     if stored.name not in BLOCKS:
         return x
     size = BLOCKS[stored.name][0]
-    if compiled_for(x) and x.element_size() < 8:
-        programs = compilable("sinkbench.cache.kernels.blocks")
-        found = attempted(programs.read_back, x, size, stored.name == "q8_0") if programs else None
-        if found is not None:
-            return found
+    found: Tensor | None = by_program(x, "sinkbench.cache.kernels.blocks.read_back", x, size, stored.name == "q8_0")
+    if found is not None:
+        return found
     blocks = x.float().unflatten(-1, (-1, size))
     decoded = _q8_0(blocks) if stored.name == "q8_0" else _q4_0(blocks)
     return decoded.flatten(-2).to(x.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sinkbench.cache.trace import Trace
-from sinkbench.calls import NOTHING
+from sinkbench.compilers import launching_on
 from sinkbench.config import ModelSource, RunConfig
 from sinkbench.data.protocols import Window, scored_by
 from sinkbench.data.spelling import TextSize, predicted_text
@@ -165,8 +165,7 @@ class _Work:
         record |= resolved(config, model, streams)
         if streams.skipped:
             self.note(f"{streams.skipped:,} of the rows have fewer than 2 tokens and are left out")
-        device = device_of(model)
-        with torch.cuda.device(device) if device.type == "cuda" else NOTHING:  # where kernels are launched
+        with launching_on(device_of(model)):
             if windows is None:
                 self._read(model, streams.tokens)
             else:

@@ -7,7 +7,7 @@ every engine, device and dtype draws the same.
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from sinkbench.compilers import attempted, compilable, compiled_for
+from sinkbench.compilers import by_program
 
 if TYPE_CHECKING:
     import torch
@@ -23,28 +23,30 @@ def draw(seed: int, layers: "Tensor | int", tokens: "Tensor") -> "Tensor":
         layers: the layer of all streams, or of each, int64, ``(B, 1, 1)``.
         tokens: indices in the text, int64, ``(B, H, n)``.
     """
-    import torch
-
-    if isinstance(layers, int):
-        heads = _heads(seed, layers, tokens.shape[1], tokens.device)
-        programs = compilable("sinkbench.strategies.kernels.draws") if compiled_for(tokens) else None
-        drawn: Tensor | None = attempted(programs.draw, heads, tokens) if programs else None
+    if not isinstance(layers, int):
+        heads = _heads(seed, layers, tokens.shape[1])
+    else:
+        heads = _heads_of(seed, layers, tokens.shape[1], tokens.device)
+        drawn: Tensor | None = by_program(tokens, "sinkbench.strategies.kernels.draws.draw", heads, tokens)
         if drawn is not None:
             return drawn
-    else:
-        each = torch.arange(tokens.shape[1], device=tokens.device)[:, None]
-        heads = _mix(_mix(layers + _signed(_mix_number(seed))) + each)
     return _shifted(_mix(heads + tokens), 11).double() / 2**53
 
 
-@lru_cache(maxsize=1024)  # every chunk asks it of every layer, and a device would wait for it
-def _heads(seed: int, layer: int, heads: int, device: "torch.device") -> "Tensor":
-    """What is mixed of all but the token, ``(H, 1)``."""
+@lru_cache(maxsize=1024)  # every chunk asks it of every layer: a score of launches for a few numbers
+def _heads_of(seed: int, layer: int, heads: int, device: "torch.device") -> "Tensor":
+    """As :func:`_heads`, of one layer, ``(H, 1)``."""
     import torch
 
-    mixed = _mix_number((_mix_number(seed) + layer) % 2**64)
-    each = [_signed(_mix_number((mixed + head) % 2**64)) for head in range(heads)]
-    return torch.tensor(each, device=device)[:, None]
+    return _heads(seed, torch.tensor(layer), heads).to(device)
+
+
+def _heads(seed: int, layers: "Tensor", heads: int) -> "Tensor":
+    """What is mixed of all but the token, ``(..., H, 1)``."""
+    import torch
+
+    each = torch.arange(heads, device=layers.device)[:, None]
+    return _mix(_mix(layers + _signed(_mix_number(seed))) + each)
 
 
 def _mix_number(x: int) -> int:

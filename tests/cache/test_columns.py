@@ -6,7 +6,8 @@ from copy import deepcopy
 import pytest
 import torch
 
-from sinkbench.cache import columns, formats
+from sinkbench import compilers
+from sinkbench.cache import formats
 from sinkbench.cache.columns import Columns, join, keep
 from sinkbench.strategies import draws
 from sinkbench.strategies.formats import parse
@@ -19,8 +20,7 @@ WINDOW = 37
 
 
 def in_torch(monkeypatch):
-    for module in (columns, formats, draws):
-        monkeypatch.setattr(module, "compiled_for", lambda x: False)
+    monkeypatch.setattr(compilers, "compiled_for", lambda x: False)
 
 
 def slots_of(batch, heads, dims, held, memory, dtype):

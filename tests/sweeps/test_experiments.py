@@ -17,12 +17,8 @@ from sinkbench.models.sizes import ModelSizes, read_sizes, sizes_of
 from sinkbench.sweeps.experiment import AXES, Experiments, Listed, read_experiments, read_options, slugs
 
 ROOT = Path(__file__).parents[2]
-MADE = {
-    "benchmark",
-    "benchmark_cpu",
-    "smollm2_135m_cpu",
-    "smollm2_135m_eviction",
-}  # whose results are in the repository
+# whose results are in the repository
+MADE = {"benchmark", "benchmark_cpu", "smollm2_135m_cpu", "smollm2_135m_eviction"}
 FURTHER = {"smollm2_135m_h200"}  # neither that, nor the seed's settings for another model
 EVERY = sorted((ROOT / "experiments").glob("*.toml"))
 SHIPPED = [path for path in EVERY if path.stem not in MADE | FURTHER]

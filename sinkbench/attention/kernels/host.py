@@ -13,6 +13,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from sinkbench.attention.marks import marks_of
 from sinkbench.positions.rotary import wide
 
 
@@ -196,18 +197,9 @@ def newest(
 
 def alike(keys: Tensor, tokens: Tensor, died: Tensor, *, n: int, **limits: int) -> None:
     """``keys``: ``(R, m, D)``; ``tokens``, ``died``: ``(R, m)``."""
-    marks, keys = _marks(keys), keys.to(wide(keys.dtype))
+    marks, keys = marks_of(keys), keys.to(wide(keys.dtype))
     unit = keys / keys.norm(dim=-1, keepdim=True)
     _call(_alike, torch.matmul(unit, unit.transpose(-1, -2)), marks, tokens, died, n=n, **limits)
-
-
-def _marks(keys: Tensor) -> Tensor:
-    """A number for each key, ``(R, m)``, int64: equal where all bits are, and by no likely chance otherwise."""
-    size = keys.element_size()
-    whole = keys.shape[-1] * size % 8 == 0
-    words = keys.contiguous().view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    factors = torch.arange(1, words.shape[-1] + 1) * 0x1E3779B97F4A7C15 | 1
-    return (words * factors).sum(-1)
 
 
 def _powers(scores: Tensor, extra: Tensor | None, held: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.marks import FACTOR, words_of
+
 COLUMNS = 64  # whose keys are compared at once
-FACTOR = 0x1E3779B97F4A7C15
 
 
 @triton.jit(do_not_specialize=["m"])
@@ -39,15 +40,11 @@ def _twins(marks, twins, m, COLUMNS: tl.constexpr):
 
 
 def marks_and_twins(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """A number for each key, ``(R, m)``, int64, equal where all bits are and by no likely chance otherwise; and whether
-    two of a head are equal, ``(R,)``."""
-    heads, m, dim = keys.shape
+    """As :func:`sinkbench.attention.marks.marks_of`; and whether two keys of a head are equal, int32, ``(R,)``."""
+    words = words_of(keys)
+    heads, m, dim = words.shape
     marks = torch.empty(heads, m, dtype=torch.int64, device=keys.device)
     twins = torch.zeros(heads, dtype=torch.int32, device=keys.device)
-    size = keys.element_size()
-    whole = dim * size % 8 == 0  # long words, as marks of few small sums would soon be equal
-    words = keys.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[size])
-    dim = words.shape[-1]
     grid = triton.cdiv(m, COLUMNS), heads
     width = triton.next_power_of_2(dim)
     _mark[grid](words, marks, m, DIM=dim, WIDTH=width, COLUMNS=COLUMNS, FACTOR=FACTOR, num_warps=4)

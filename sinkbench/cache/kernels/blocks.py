@@ -9,19 +9,9 @@ BLOCKS = 64  # that a program takes
 
 @triton.jit
 def _read_back(
-    x,
-    out,
-    count,
-    in_row,
-    rows,
-    heads,
-    x_stream,
-    x_head,
-    x_row,
-    Q8: tl.constexpr,
-    SIZE: tl.constexpr,
-    BLOCKS: tl.constexpr,
-):
+    x, out, count, in_row, rows, heads, x_stream, x_head, x_row,
+    Q8: tl.constexpr, SIZE: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     block = (tl.program_id(0) * BLOCKS + tl.arange(0, BLOCKS)).to(tl.int64)
     row, part = block // in_row, block % in_row
     base = (row // (rows * heads)) * x_stream + (row // rows % heads) * x_head + row % rows * x_row + part * SIZE
@@ -52,9 +42,11 @@ def _read_back(
 def read_back(x: Tensor, size: int, eight_bits: bool) -> Tensor | None:
     """``x``, ``(B, H, n, D)``, as it comes back from blocks of ``size`` numbers.
 
-    ``None`` for another shape, or with a gradient.
+    ``None`` for another shape, with a gradient, or in float64.
     """
-    if x.dim() != 4 or x.stride(-1) != 1 or not x.numel() or x.shape[-1] % size or x.requires_grad:
+    if x.dim() != 4 or x.stride(-1) != 1 or not x.numel() or x.shape[-1] % size:
+        return None
+    if x.requires_grad or x.element_size() == 8:
         return None
     _, heads, rows, dim = x.shape
     out = x.new_empty(x.shape)

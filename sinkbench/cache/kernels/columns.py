@@ -13,13 +13,13 @@ PASSING = ["first", "held", "n", "m"]  # differ from chunk to chunk, for which n
 
 @triton.jit
 def _put(
-    old, new, out, j, held, end, old_row, new_row, DIM: tl.constexpr, WIDTH: tl.constexpr,
+    old, new, out, j, held, end, new_row, DIM: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Rows ``j`` of ``out``: those of ``old``, of which there are ``held``, then those of ``new``."""
     d = tl.arange(0, WIDTH)
     there = (d < DIM)[None, :]
     before, behind = (j < held)[:, None], ((j >= held) & (j < end))[:, None]
-    x = tl.load(old + j[:, None] * old_row + d[None, :], mask=before & there, other=0.0)
+    x = tl.load(old + j[:, None] * DIM + d[None, :], mask=before & there, other=0.0)
     y = tl.load(new + (j - held)[:, None] * new_row + d[None, :], mask=behind & there, other=0.0)
     tl.store(out + j[:, None] * DIM + d[None, :], tl.where(before, x, y), mask=(j < end)[:, None] & there)
 
@@ -38,12 +38,12 @@ def _join(
     j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     _put(
         held_keys + stream * held_key_stream + head * held_key_head, new_keys + stream * key_stream + head * key_head,
-        keys + of * m * DIM, j, held, m, DIM, key_row, DIM, WIDTH,
+        keys + of * m * DIM, j, held, m, key_row, DIM, WIDTH,
     )  # fmt: skip
     _put(
         held_values + stream * held_value_stream + head * held_value_head,
         new_values + stream * value_stream + head * value_head,
-        values + of * m * VALUE_DIM, j, held, m, VALUE_DIM, value_row, VALUE_DIM, VALUE_WIDTH,
+        values + of * m * VALUE_DIM, j, held, m, value_row, VALUE_DIM, VALUE_WIDTH,
     )  # fmt: skip
     place = stream * held_stream + head * held_head + j
     token = tl.load(held_tokens + place, mask=j < held, other=0)
@@ -80,10 +80,10 @@ def _keep(
     alive = tl.load(died + j, mask=j < m, other=-1) >= n
     place = tl.sum(counts, axis=0) + tl.cumsum(alive.to(tl.int32), axis=0) - 1
     moved = alive & (place < held)
-    key_place, value_place = stream * held_key_stream + head * held_key_head, stream * held_value_stream
-    _move(keys + of * m * DIM, held_keys + key_place, j, place, moved, DIM, WIDTH)
-    value_place += head * held_value_head
-    _move(values + of * m * VALUE_DIM, held_values + value_place, j, place, moved, VALUE_DIM, VALUE_WIDTH)
+    held_keys += stream * held_key_stream + head * held_key_head
+    held_values += stream * held_value_stream + head * held_value_head
+    _move(keys + of * m * DIM, held_keys, j, place, moved, DIM, WIDTH)
+    _move(values + of * m * VALUE_DIM, held_values, j, place, moved, VALUE_DIM, VALUE_WIDTH)
     slot = stream * held_stream + head * held_head + place
     tl.store(held_tokens + slot, tl.load(tokens + of * m + j, mask=moved, other=0), mask=moved)
     if MEMORY:

@@ -1,11 +1,9 @@
 """Which tensors go to programs of ours."""
 
-import torch
 from torch import Tensor
 
 from sinkbench.compilers import compiled_for
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from sinkbench.engines.single.product import DTYPES
 
 
 def takes(*tensors: object) -> bool:

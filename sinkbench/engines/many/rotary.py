@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.angles import Layout
 from sinkbench.compilers import attempted
-from sinkbench.engines.many.launching import DTYPES, takes
+from sinkbench.engines.many.launching import takes
+from sinkbench.engines.single.product import DTYPES
 from sinkbench.engines.single.rotary import LAYOUTS, parts_of, same
 
 TILE = 2048  # numbers of a program, some heads of one token

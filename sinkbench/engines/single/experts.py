@@ -16,6 +16,7 @@ from sinkbench.compilers import attempted
 from sinkbench.engines.single import chosen
 from sinkbench.engines.single.gates import Gate, gate_of
 from sinkbench.engines.single.pending import Pending
+from sinkbench.engines.single.product import DTYPES
 
 LARGEST = 2**31  # numbers of a matrix
 
@@ -37,7 +38,7 @@ def experts_of(module: nn.Module, pending: Pending) -> Callable[..., Tensor] | N
         return None
     if gate_up.dim() != 3 or not (gate_up.is_contiguous() and down.is_contiguous()) or gate_up.dtype != down.dtype:
         return None
-    if gate_up.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if gate_up.dtype not in DTYPES:
         return None
     if max(gate_up[0].numel(), down[0].numel()) >= LARGEST:
         return None

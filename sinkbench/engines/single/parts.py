@@ -102,7 +102,7 @@ def _norming(module: nn.Module, parts: Parts) -> Callable[..., Any] | None:
 def _multiplies(module: nn.Linear) -> bool:
     """Whether ``module`` is a matrix and a bias and nothing else, such as a quantised one."""
     weight = module.weight
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not weight.is_contiguous():
+    if weight.dtype not in product.DTYPES or not weight.is_contiguous():
         return False
     if type(module) is nn.Linear:
         return True

@@ -23,7 +23,6 @@ from sinkbench.engines.single.steady import Steady
 
 BLOCK = 1024
 SHORTEST = 64  # numbers, below which nothing is a hidden state
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 aten = torch.ops.aten
 KINDS = {aten.silu.default: "silu", aten.relu.default: "relu", aten.tanh.default: "tanh"}
 SCALED = {aten.mul.Tensor: "times", aten.div.Tensor: "over"}  # by a number
@@ -139,6 +138,6 @@ def _kind(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | Non
 
 
 def _is_vector(x: Any) -> bool:
-    if not isinstance(x, Tensor) or not compiled_for(x) or x.dtype not in DTYPES or x.dim() == 0:
+    if not isinstance(x, Tensor) or not compiled_for(x) or x.dtype not in product.DTYPES or x.dim() == 0:
         return False
     return x.is_contiguous() and x.numel() == x.shape[-1] >= SHORTEST

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,6 +20,7 @@ from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_fo
 from sinkbench.engines.single.activation import activated
 from sinkbench.engines.single.pending import Pending, whole
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in which programs of ours compute
 MOST = 3  # matrices a launch
 HELD = 512  # bytes of its rows that a thread holds at most: half of its registers
 ROWS = 2  # of a matrix that a program holds where it can: they share what is read of the vector

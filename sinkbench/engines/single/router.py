@@ -84,7 +84,7 @@ def router_of(module: nn.Module, pending: Pending) -> Callable[[Tensor], Routed]
     if not isinstance(count, int) or not 0 < count <= len(weight) <= MOST or not weight.is_contiguous():
         return None
     more = {name for name, _ in (*module.named_parameters(), *module.named_buffers())} - {"weight", "bias"}
-    if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16) or any(module.children()) or more:
+    if weight.dtype not in product.DTYPES or any(module.children()) or more:
         return None  # more, such as a correction of what is chosen
     generator = torch.Generator(weight.device).manual_seed(0)
     x = torch.randn(ASKED, weight.shape[1], dtype=weight.dtype, device=weight.device, generator=generator)
