@@ -174,6 +174,8 @@ class CapturedStream:
         self.graph.replay()
         self.fed += 1
         self.at += 1
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
         return self.nll.item()
 
     def prepared(self) -> str | None:
@@ -232,6 +234,8 @@ class CapturedStream:
         single = compilable("sinkbench.engines.single.parts") if quick else None
         if single:
             self.parts = self._stack.enter_context(single.single_parts(self.model))
+            # in memory of the host that the device writes to: nothing has to be fetched after a step
+            self.nll = torch.zeros((), pin_memory=self.device.type == "cuda")
             arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
             self.parts.ends(self.turns, self.tokens, self.counter, self.position, self.nll, arrivals)
         return self

@@ -35,7 +35,6 @@ class Ring:
         terms: what ALiBi adds to the scores, float32: by an entry's rank, ``(H, ranks)``; where ``gap``, by one
             position more, ``(H, 1)``; ``None`` elsewhere.
         gap: whether terms go by distances in the text.
-        arrivals: int32, one a query head, all zeros between two steps.
     """
 
     keys: Tensor
@@ -46,11 +45,6 @@ class Ring:
     block: int = 1
     terms: Tensor | None = None
     gap: bool = False
-    arrivals: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if self.arrivals is None:
-            self.arrivals = torch.zeros(0, dtype=torch.int32, device=self.keys.device)
 
     @property
     def capacity(self) -> int:
@@ -86,22 +80,18 @@ def attend_ring(
     Returns:
         ``(H, D)`` in the dtype of ``query``.
     """
-    assert ring.arrivals is not None
-    if ring.arrivals.numel() < query.shape[0]:
-        ring.arrivals = torch.zeros(query.shape[0], dtype=torch.int32, device=query.device)
     turn = ring.rotation
     by = (None, None, None) if angles is None else (angles.cos, angles.sin, list(angles.layout))
     return torch.ops.sinkbench.attend_ring(
-        *(ring.keys, ring.values, ring.arrivals, ring.counter, turn.cos, turn.sin, turn.partner, ring.terms, extra),
+        *(ring.keys, ring.values, ring.counter, turn.cos, turn.sin, turn.partner, ring.terms, extra),
         *(query, key, value, scale, softcap or 0.0, ring.sinks, ring.block, ring.gap, *by),
     )
 
 
-@torch.library.custom_op("sinkbench::attend_ring", mutates_args=("keys", "values", "arrivals"))
+@torch.library.custom_op("sinkbench::attend_ring", mutates_args=("keys", "values"))
 def _attend(
     keys: Tensor,
     values: Tensor,
-    arrivals: Tensor,
     counter: Tensor,
     cos: Tensor,
     sin: Tensor,
@@ -120,7 +110,7 @@ def _attend(
     angle_sin: Tensor | None,
     layout: Sequence[bool] | None,
 ) -> Tensor:
-    ring = Ring(keys, values, counter, sinks, Rotation(cos, sin, partner), block, terms, gap, arrivals)
+    ring = Ring(keys, values, counter, sinks, Rotation(cos, sin, partner), block, terms, gap)
     one = ring, scale, query, key, value, softcap, extra
     if angle_cos is not None and angle_sin is not None and layout is not None:
         return kernels("one_token").attend(*one, Angles(angle_cos, angle_sin, Layout(*layout)))
@@ -129,7 +119,7 @@ def _attend(
 
 
 @_attend.register_fake
-def _(keys, values, arrivals, counter, cos, sin, partner, terms, extra, query, *rest):
+def _(keys, values, counter, cos, sin, partner, terms, extra, query, *rest):
     return query.new_empty(query.shape)
 
 

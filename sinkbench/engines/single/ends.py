@@ -84,11 +84,12 @@ def _end(
 
 @dataclass(frozen=True)
 class End:
-    """The loss of a step, and the way to the next: all in device memory.
+    """The loss of a step, and the way to the next: in device memory, but for the loss.
 
     Attributes:
         tokens: int64, all of the stream; ``counter`` and ``position``, int64, ``(1,)``, are moved on by one.
-        nll: float32, a number: where the loss of the token behind that at ``counter`` goes.
+        nll: float32, a number: where the loss of the token behind that at ``counter`` goes; pinned memory of the host,
+            where that is what shall read it.
         arrivals: int32, ``(1,)``, zero between two steps.
     """
 

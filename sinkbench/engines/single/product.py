@@ -2,8 +2,9 @@
 
 Matrices that meet the same vector are read by one launch: a short one never fills the device. A launch begins to read
 its matrices while the one before it, which makes the vector, still runs (:mod:`sinkbench.attention.kernels.overlap`).
-So that memory does not rest meanwhile, a program asks for all of its row at once, and holds it in registers: with as
-few threads as can hold it, those of a multiprocessor have 110 to 200 kB on their way while they wait.
+So that memory does not rest meanwhile, a program asks for all of its row at once, and holds it in registers: those of a
+multiprocessor have 110 to 200 kB on their way while they wait. More threads than needed for that, each with less of a
+row, have multiplied sooner once the vector is there, which is when memory does rest.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,10 @@ from sinkbench.engines.single.pending import Pending, whole
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in which programs of ours compute
 MOST = 3  # matrices a launch
-HELD = 512  # bytes of its rows that a thread holds at most: half of its registers
+HELD = 256  # bytes of its rows that a thread holds at most: a quarter of its registers
+GATED = 512  # the same of a row of each of two matrices
 ROWS = 2  # of a matrix that a program holds where it can: they share what is read of the vector
+LONGEST = 2**14  # bytes that these have together
 VECTOR = 16  # bytes that a thread reads at once
 
 
@@ -111,14 +114,14 @@ def _multiply_gated(
 
 def _rows(sizes: Sequence[int], depth: int, size: int) -> int:
     """Rows that a program reads of one of matrices with ``sizes`` rows each, of ``depth`` numbers of ``size`` bytes."""
-    fits = ROWS * depth * size <= 32 * HELD and all(rows % ROWS == 0 for rows in sizes)
+    fits = ROWS * depth * size <= LONGEST and all(rows % ROWS == 0 for rows in sizes)
     return ROWS if fits else 1
 
 
 @cache
-def _shape(depth: int, size: int, rows: int) -> dict[str, Any]:
-    """How a program of few threads reads so many ``rows``, of one matrix or of several."""
-    return _by(min(16, triton.next_power_of_2(triton.cdiv(depth * size * rows, 32 * HELD))), depth, size)
+def _shape(depth: int, size: int, rows: int, held: int = HELD) -> dict[str, Any]:
+    """How a program of threads that each hold so many bytes reads ``rows``, of one matrix or of several."""
+    return _by(min(16, triton.next_power_of_2(triton.cdiv(depth * size * rows, 32 * held))), depth, size)
 
 
 def _by(warps: int, depth: int, size: int) -> dict[str, Any]:
@@ -207,6 +210,6 @@ def activated_product(x: Tensor, activation: str, pending: Pending) -> Tensor | 
 def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
     out = x.new_empty(gate.shape[0])
-    shape = _shape(gate.shape[1], x.element_size(), rows=2)
+    shape = _shape(gate.shape[1], x.element_size(), rows=2, held=GATED)
     _multiply_gated[(gate.shape[0],)](x, out, gate, up, **{"KIND": activation}, **shape, **overlapping(x))
     return out
