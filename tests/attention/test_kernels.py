@@ -1,9 +1,8 @@
 """What the rings and the turns compute, on any device; the CUDA kernels against plain torch."""
 
-import os
-
 import pytest
 import torch
+from kernels import DEVICE, INTERPRETED
 
 from sinkbench.attention.bands import band
 from sinkbench.attention.kernels.fold import fold_sinks
@@ -15,7 +14,6 @@ from sinkbench.strategies import LayerPlan, LayerSizes, Policy
 from sinkbench.strategies.formats import Format
 
 cuda = pytest.mark.cuda
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def apart(ours, wanted):
@@ -85,12 +83,11 @@ def test_the_ring_kernel_computes_what_plain_torch_does(heads, kv_heads, dim, ca
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fold_kernel_computes_what_plain_torch_does(dtype, heads, kv_heads, dim, pairs, pairing):
     torch.manual_seed(0)
-    device = "cpu" if INTERPRETED else "cuda"
-    turning = Rope(rope(pairs, pairing).inv_freq.to(device), pairing)
-    query, out = torch.randn(2, 2, 37, heads, dim, dtype=dtype, device=device).transpose(2, 3)
-    keys, values = torch.randn(2, 2, kv_heads, 4, dim, dtype=dtype, device=device)
-    log_sum = torch.randn(2, heads, 37, device=device)
-    turn = Rotation.still(turning, dim, query.device).by(turning, -3 * torch.arange(37, device=device))
+    turning = Rope(rope(pairs, pairing).inv_freq.to(DEVICE), pairing)
+    query, out = torch.randn(2, 2, 37, heads, dim, dtype=dtype, device=DEVICE).transpose(2, 3)
+    keys, values = torch.randn(2, 2, kv_heads, 4, dim, dtype=dtype, device=DEVICE)
+    log_sum = torch.randn(2, heads, 37, device=DEVICE)
+    turn = Rotation.still(turning, dim, query.device).by(turning, -3 * torch.arange(37, device=DEVICE))
     part = softmax(Scores(0.125).of(turn(query.float()), keys.float()), values.float())
     wanted, _ = fold(out.float(), log_sum, *part)
     fold_sinks(query, out, log_sum, keys, values, turn, 0.125)

@@ -1,13 +1,10 @@
 """Equal keys are told from others by a number each: on CUDA, or interpreted on a processor."""
 
-import os
-
 import pytest
 import torch
+from kernels import DEVICE, where_kernels_run
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [] if INTERPRETED else pytest.mark.cuda
+pytestmark = where_kernels_run
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])

@@ -1,10 +1,10 @@
 """Programs that join and keep the columns of a chunk, take numbers through blocks, or draw, do what torch does."""
 
-import os
 from copy import deepcopy
 
 import pytest
 import torch
+from kernels import DEVICE, HALF, where_kernels_run
 
 from sinkbench import compilers
 from sinkbench.cache import formats
@@ -12,10 +12,7 @@ from sinkbench.cache.columns import Columns, join, keep
 from sinkbench.strategies import draws
 from sinkbench.strategies.formats import parse
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [] if INTERPRETED else pytest.mark.cuda
-HALF = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter cuts bfloat16 off
+pytestmark = where_kernels_run
 WINDOW = 37
 
 

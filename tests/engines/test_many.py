@@ -1,11 +1,11 @@
 """Programs for the parts of a forward of many tokens, against plain torch: on CUDA, or interpreted on a processor."""
 
-import os
 from contextlib import nullcontext
 
 import pytest
 import tiny
 import torch
+from kernels import DEVICE, HALF, where_kernels_run
 from torch import nn
 from torch.nn import functional as F
 from transformers.models.cohere import modeling_cohere
@@ -20,10 +20,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import lay
 from sinkbench.engines.chunks import hidden_states
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [] if INTERPRETED else pytest.mark.cuda
-HALF = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter cuts bfloat16 off, and does not round
+pytestmark = where_kernels_run
 FAMILIES = [family for family in tiny.STREAMABLE if family != "qwen3_next"]  # which carries a state
 
 

@@ -1,6 +1,5 @@
 """Kernels for one token's forward against plain torch: on CUDA, or, with TRITON_INTERPRET=1, on a processor."""
 
-import os
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from kernels import DEVICE, INTERPRETED, where_kernels_run
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers.models.cohere import modeling_cohere
@@ -32,9 +32,7 @@ from sinkbench.positions.rotation import Rotation
 from sinkbench.strategies import LayerPlan, LayerSizes, Policy
 from sinkbench.strategies.formats import Format
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-pytestmark = [] if INTERPRETED else pytest.mark.cuda
+pytestmark = where_kernels_run
 
 
 @pytest.fixture
@@ -562,11 +560,17 @@ def ring(heads, capacity, dim, sinks, block, terms, gap):
         (4, 2, 24, 65, 0, 32, 5.0, "rank", False),
         (4, 4, 16, 35, 3, 1, 0.0, "distance", True),
         (21, 1, 16, 35, 4, 8, 0.0, "rank", True),
+        (2, 1, 80, 103, 35, 1, 0.0, None, True),
+        (2, 2, 20, 75, 34, 8, 0.0, "rank", False),
     ],
 )
-def test_one_token_at_a_ring(single, heads, kv_heads, dim, capacity, sinks, block, cap, terms, extra):
+@pytest.mark.parametrize("joined", [128, 2])
+def test_one_token_at_a_ring(
+    single, heads, kv_heads, dim, capacity, sinks, block, cap, terms, extra, joined, monkeypatch
+):
     from sinkbench.attention.kernels import one_token
 
+    monkeypatch.setattr(one_token, "JOINED", joined)
     table = {"rank": some(heads, capacity), "distance": some(heads, 1) * 0.1}.get(terms)
     ours, plain = (ring(kv_heads, capacity, dim, sinks, block, table, terms == "distance") for _ in range(2))
     logit = some(heads) if extra else None
