@@ -1,11 +1,10 @@
 """Where tests of Triton programs run: on CUDA, or, with ``TRITON_INTERPRET=1``, on a processor."""
 
-import os
-
 import pytest
 import torch
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+from sinkbench.compilers import INTERPRETED
+
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = torch.float16 if INTERPRETED else torch.bfloat16  # Triton's interpreter cuts bfloat16 off, and does not round
 where_kernels_run = [] if INTERPRETED else [pytest.mark.cuda]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
-from sinkbench.attention.kernels.pairs import paired
+from sinkbench.attention.kernels.pairs import turned
 from sinkbench.attention.kernels.ring import Ring
 from sinkbench.attention.kernels.softmax import capped
 
@@ -24,17 +24,11 @@ NARROWEST, WIDEST = 32, 64  # features that are computed with at a time
 
 
 @triton.jit
-def _turned(x, cos, sin, d, inside, rotating, TURN: tl.constexpr, INTERLEAVED: tl.constexpr, BY_PAIR: tl.constexpr):
+def _features(x, cos, sin, d, inside, rotating, TURN: tl.constexpr, INTERLEAVED: tl.constexpr, BY_PAIR: tl.constexpr):
     """Features ``d`` of one head, turned, where they are to turn first."""
-    own = tl.load(x + d, mask=inside, other=0.0)
     if TURN:
-        low, other, angle, _ = paired(d, rotating, INTERLEAVED, BY_PAIR)
-        turning = inside & (d < rotating)
-        cosine = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
-        sine = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32)
-        opposite = tl.load(x + other, mask=turning, other=0.0).to(tl.float32)
-        own = (own.to(tl.float32) * cosine + tl.where(low, -opposite, opposite) * sine).to(own.dtype)
-    return own
+        return turned(x, cos, sin, d, inside, rotating, INTERLEAVED, BY_PAIR)
+    return tl.load(x + d, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -43,11 +37,11 @@ def _asking(
     TURN: tl.constexpr, INTERLEAVED: tl.constexpr, BY_PAIR: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Features ``d`` of a query, in float32; where it meets sinks, turned for these."""
-    q = _turned(query, angle_cos, angle_sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR).to(tl.float32)
+    q = _features(query, angle_cos, angle_sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR).to(tl.float32)
     if HAS_SINKS:
         some = inside & of_sinks
         other = tl.load(partner + d, mask=some, other=0).to(tl.int32)
-        across = _turned(query, angle_cos, angle_sin, other, some, rotating, TURN, INTERLEAVED, BY_PAIR)
+        across = _features(query, angle_cos, angle_sin, other, some, rotating, TURN, INTERLEAVED, BY_PAIR)
         q = q * tl.load(cos + d, mask=some, other=1.0)
         q += across.to(tl.float32) * tl.load(sin + d, mask=some, other=0.0)
     return q
@@ -64,8 +58,8 @@ def _enter(
     for i in tl.static_range(0, DIM, WIDTH):
         d = i + tl.arange(0, WIDTH)
         inside = d < DIM
-        q = _turned(query, cos, sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR)
-        k = _turned(key, cos, sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR)
+        q = _features(query, cos, sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR)
+        k = _features(key, cos, sin, d, inside, rotating, TURN, INTERLEAVED, BY_PAIR)
         v = tl.load(value + d, mask=inside, other=0.0)
         products += q.to(tl.float32) * k.to(tl.float32)
         tl.store(mixed + d, v.to(tl.float32), mask=inside)

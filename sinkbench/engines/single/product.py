@@ -23,8 +23,7 @@ from sinkbench.engines.single.pending import Pending, whole
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in which programs of ours compute
 MOST = 3  # matrices a launch
-HELD = 256  # bytes of its rows that a thread holds at most: a quarter of its registers
-GATED = 512  # the same of a row of each of two matrices
+HELD = 256  # bytes of its rows of one matrix that a thread holds at most: a quarter of its registers
 ROWS = 2  # of a matrix that a program holds where it can: they share what is read of the vector
 LONGEST = 2**14  # bytes that these have together
 VECTOR = 16  # bytes that a thread reads at once
@@ -119,9 +118,9 @@ def _rows(sizes: Sequence[int], depth: int, size: int) -> int:
 
 
 @cache
-def _shape(depth: int, size: int, rows: int, held: int = HELD) -> dict[str, Any]:
-    """How a program of threads that each hold so many bytes reads ``rows``, of one matrix or of several."""
-    return _by(min(16, triton.next_power_of_2(triton.cdiv(depth * size * rows, 32 * held))), depth, size)
+def _shape(depth: int, size: int, rows: int) -> dict[str, Any]:
+    """How a program reads so many ``rows`` of each of its matrices."""
+    return _by(min(16, triton.next_power_of_2(triton.cdiv(depth * size * rows, 32 * HELD))), depth, size)
 
 
 def _by(warps: int, depth: int, size: int) -> dict[str, Any]:
@@ -210,6 +209,6 @@ def activated_product(x: Tensor, activation: str, pending: Pending) -> Tensor | 
 def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
     out = x.new_empty(gate.shape[0])
-    shape = _shape(gate.shape[1], x.element_size(), rows=2, held=GATED)
+    shape = _shape(gate.shape[1], x.element_size(), rows=1)
     _multiply_gated[(gate.shape[0],)](x, out, gate, up, **{"KIND": activation}, **shape, **overlapping(x))
     return out

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
-from sinkbench.attention.kernels.pairs import paired
+from sinkbench.attention.kernels.pairs import turned
 from sinkbench.engines.single.pending import Pending, memory, whole
 from sinkbench.positions.rotary import Rope
 
@@ -36,15 +36,10 @@ def _turn(
         head -= first_heads
         source, target, stride = second, second_out, second_stride
     f = tl.arange(0, WIDTH)
-    inside, turning = f < dim, f < rotating
-    low, partner, angle, _ = paired(f, rotating, INTERLEAVED, BY_PAIR)
+    inside = f < dim
     wait_for_last(OVERLAP)
-    x = tl.load(source + head * stride + f, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(source + head * stride + partner, mask=turning, other=0.0).to(tl.float32)
-    c = tl.load(cos + angle, mask=turning, other=1.0).to(tl.float32)
-    s = tl.load(sin + angle, mask=turning, other=0.0).to(tl.float32)
-    turned = x * c + tl.where(low, -y, y) * s
-    tl.store(target + head * dim + f, turned.to(target.dtype.element_ty), mask=inside)
+    found = turned(source + head * stride, cos, sin, f, inside, rotating, INTERLEAVED, BY_PAIR)
+    tl.store(target + head * dim + f, found, mask=inside)
 
 
 def turn(heads: Sequence[Tensor], angles: Angles, out: Sequence[Tensor]) -> None:
