@@ -44,3 +44,21 @@ def replaced(
             object.__delattr__(module, "forward")
         for source, function in zip(rotary, before, strict=True):
             setattr(source, ROTATE, function)
+
+
+@contextmanager
+def matrices_gathered(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context, the matrices of the experts that a token is sent to are gathered, and tokens not grouped.
+
+    As transformers has it while it generates. Groups are for many tokens, and are formed on the host where torch has no
+    grouped product, as on CUDA in float32: no graph can capture that.
+    """
+    before = model.get_experts_implementation()
+    gathered = {part: "batched_mm" if how == "grouped_mm" else how for part, how in before.items()}
+    if gathered != before:
+        model.set_experts_implementation(gathered)
+    try:
+        yield
+    finally:
+        if gathered != before:
+            model.set_experts_implementation(before)

@@ -22,6 +22,7 @@ from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
 from sinkbench.compilers import compilable
 from sinkbench.engines.loss import loss
+from sinkbench.engines.replacing import matrices_gathered
 from sinkbench.engines.turns import turns, turns_of
 from sinkbench.errors import UserError
 from sinkbench.positions.families import family_of, lasting, takes_positions
@@ -230,6 +231,7 @@ class CapturedStream:
         self._stack = ExitStack()
         self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
         self._stack.enter_context(redirected(self.model, self._attend))
+        self._stack.enter_context(matrices_gathered(self.model))
         quick = self.quick and self.model.dtype != torch.float64
         single = compilable("sinkbench.engines.single.parts") if quick else None
         if single:
