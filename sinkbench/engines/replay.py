@@ -6,7 +6,7 @@ forward, parts of it on kernels of ours (:mod:`sinkbench.engines.single`), does 
 moving the rings' keys back now and then, between replays.
 """
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from sinkbench.positions.reach import UNBOUNDED
 from sinkbench.positions.rotation import Rotation
 from sinkbench.strategies import Plan
 
-WARM_UPS = 2  # the first learns which matrices meet the same vector, the second makes kernels ready
+WARM_UPS = 2  # the first learns which matrices meet the same vector, the second asks for the kernels of their products
 REACH = 8192  # positions at which the rings' keys are moved back, beyond twice the window
 
 
@@ -152,11 +152,14 @@ class CapturedStream:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
-                self._step()
-                self._stand()
-                if self.parts is not None:
-                    self.parts.learnt()
+            with nullcontext() if self.parts is None else self.parts.asking():
+                for _ in range(WARM_UPS):
+                    self._step()
+                    self._stand()
+                    if self.parts is not None:
+                        self.parts.learnt()
+            self._step()
+            self._stand()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.attention.kernels.pairs import turned
@@ -211,7 +212,9 @@ def attend(
     layout = angles.layout if angles else Layout(False, False, False)
     width, common = _width(dim), overlapping(query)
     held = 2 * SLOTS * triton.cdiv(dim, width) * width * query.element_size()
-    _attend_slots[(heads, splits)](
+    launch(
+        _attend_slots,
+        (heads, splits),
         *(query, turn.cos, turn.sin, turn.partner, key, value, ring.keys, ring.values, ring.counter, mixed, tops, sums),
         *(tops if terms is None else terms, *((angles.cos, angles.sin) if angles else (turn.cos, turn.sin))),
         *(query.stride(0), key.stride(0), value.stride(0), angles.rotating if angles else 0, scale, softcap),
@@ -223,7 +226,9 @@ def attend(
         **{"num_warps": max(1, triton.next_power_of_2(held) // (32 * HELD)), **common},
     )
     joined = min(JOINED, triton.next_power_of_2(splits))
-    _put_together[(heads, triton.cdiv(dim, NARROWEST))](
+    launch(
+        _put_together,
+        (heads, triton.cdiv(dim, NARROWEST)),
         *(mixed, tops, sums, tops if extra is None else extra, out, splits),
         **{"EXTRA": extra is not None, "DIM": dim, "WIDTH": NARROWEST, "JOINED": joined},
         **{"num_warps": triton.cdiv(joined, 32), **common},

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.engines.single.gates import Gate, let_through
 
@@ -237,7 +238,8 @@ def first(
     if gate is not None:
         told |= {"KIND": gate.kind, "INTERLEAVED": gate.interleaved, "ALPHA": gate.alpha, "LIMIT": gate.limit}
     beside = weight if bias is None else bias
-    _first[grid](x, out, weight, beside, experts, steps, BIAS=bias is not None, **told, **overlapping(x))
+    told |= {"BIAS": bias is not None, **overlapping(x)}
+    launch(_first, grid, x, out, weight, beside, experts, steps, **told)
     return out
 
 
@@ -253,11 +255,12 @@ def second(x: Tensor, weight: Tensor, bias: Tensor | None, experts: Tensor, shar
     depth, width = _sizes(weight, transposed)
     grid, steps, told = _tiling(depth, width, len(experts), x.element_size(), transposed, True)
     parts = x.new_empty(*grid[1:], width, dtype=torch.float32)
-    _second[grid](x, parts, weight, experts, steps, **told, **overlapping(x))
+    launch(_second, grid, x, parts, weight, experts, steps, **told, **overlapping(x))
     out = x.new_empty(1, width)
     beside = weight if bias is None else bias
     told = {"BIAS": bias is not None, "EXPERTS": grid[1], "PARTS": grid[2], "BLOCK": BLOCK, "num_warps": 4}
-    _weighted[(triton.cdiv(width, BLOCK),)](parts, out, beside, experts, shares, width, **told, **overlapping(x))
+    blocks = (triton.cdiv(width, BLOCK),)
+    launch(_weighted, blocks, parts, out, beside, experts, shares, width, **told, **overlapping(x))
     return out
 
 

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 
 LAYOUTS = ("half", "interleaved", "short")  # all pairs twice, each pair twice, or once
@@ -50,8 +51,8 @@ class Cosines:
         count = pairs if self.layout == "short" else 2 * pairs
         cos, sin = (x.new_empty(1, 1, count) for _ in range(2))
         width = triton.next_power_of_2(count)
-        launch = {"LAYOUT": self.layout, "WIDTH": width, "num_warps": 1, **overlapping(x)}
-        _cosines[(1,)](position, self.frequencies, cos, sin, self.scale, pairs, count, **launch)
+        told = {"LAYOUT": self.layout, "WIDTH": width, "num_warps": 1, **overlapping(x)}
+        launch(_cosines, (1,), position, self.frequencies, cos, sin, self.scale, pairs, count, **told)
         return cos, sin
 
 

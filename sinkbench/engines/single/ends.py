@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.attention.kernels.softmax import joined
 from sinkbench.engines.turns import Turns
@@ -47,7 +48,9 @@ class Ways:
     def set(self, token: Tensor, position: Tensor) -> None:
         turns, rotation = self.turns, self.turns.rotation
         dim = rotation.cos.shape[1]
-        _set_turns[(len(turns.ways),)](
+        launch(
+            _set_turns,
+            (len(turns.ways),),
             *(token, position, self.windows, self.blocks, turns.frequencies, turns.signs, rotation.cos, rotation.sin),
             *(dim,),
             **{"WIDTH": triton.next_power_of_2(dim), "num_warps": 1, **overlapping(token)},
@@ -103,7 +106,9 @@ class End:
         """``logits``, ``(vocabulary,)``, contiguous."""
         splits = triton.cdiv(len(logits), BLOCK)
         tops, sums = (torch.empty(splits, device=logits.device) for _ in range(2))
-        _end[(splits,)](
+        launch(
+            _end,
+            (splits,),
             *(logits, self.tokens, self.counter, self.position, self.nll, tops, sums, self.arrivals),
             *(len(logits), splits),
             **{"BLOCK": BLOCK, "SPLITS": triton.next_power_of_2(splits), "num_warps": 8, **overlapping(logits)},

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.positions.rotary import wide
 
@@ -120,7 +121,9 @@ def normalise(
     dim = x.numel() if norm is None else norm.weight.shape[0]
     spare = [*more, x, x]
     warps = next((warps for longest, warps in WARPS if dim <= longest), 16)
-    _normalise[(x.numel() // dim,)](
+    launch(
+        _normalise,
+        (x.numel() // dim,),
         *(x, *spare[:2], *_tensors(first, x), out if sums is None else sums, *_tensors(last, x), out),
         *(first.eps if first else 0.0, first.offset if first else 0.0),
         *(last.eps if last else 0.0, last.offset if last else 0.0, dim),

@@ -5,7 +5,7 @@ is nothing here about families.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from sinkbench.attention.kernels.ahead import asking
 from sinkbench.attention.kernels.angles import Angles
 from sinkbench.engines.replacing import replaced
 from sinkbench.engines.single import norm, product, rotary, sums
@@ -57,6 +58,10 @@ class Parts:
     def overlapping(self, position: Tensor) -> Overlapping:
         """A context for one forward at this position."""
         return Overlapping(self.pending, self.steady, position)
+
+    def asking(self) -> AbstractContextManager[None]:
+        """Within this context forwards ask for kernels, and at its end all are there (:func:`ahead.asking`)."""
+        return asking(self.end.tokens.device)
 
     def learnt(self) -> None:
         """To be called after the first forward, which learns which matrices meet the same vector."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.compilers import compiled_for
 from sinkbench.engines.single import product, rotary, sums
@@ -59,9 +60,9 @@ def combined(x: Tensor, y: Tensor | float, kind: str, out: Tensor | None = None)
     Where ``y`` is a number: ``x * y`` (``times``) or ``x / y`` (``over``).
     """
     out = torch.empty_like(x) if out is None else out
-    launch = {"KIND": kind, "BLOCK": BLOCK, "num_warps": 4, **overlapping(x)}
+    told = {"KIND": kind, "BLOCK": BLOCK, "num_warps": 4, **overlapping(x)}
     other, by = (y, 0.0) if isinstance(y, Tensor) else (x, float(y))
-    _combine[(triton.cdiv(x.numel(), BLOCK),)](x, other, out, x.numel(), by, **launch)
+    launch(_combine, (triton.cdiv(x.numel(), BLOCK),), x, other, out, x.numel(), by, **told)
     return out
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.engines.single.activation import activated
 from sinkbench.engines.single.pending import Pending, whole
@@ -157,7 +158,9 @@ def _launch(
     sizes, depth = [weight.shape[0] for weight in weights], weights[0].shape[1]
     spare = MOST - len(sizes)
     rows = _rows(sizes, depth, x.element_size())
-    _multiply[(sum(sizes) // rows,)](
+    launch(
+        _multiply,
+        (sum(sizes) // rows,),
         *(x, out, *weights, *[weights[0]] * spare),
         *[bias if bias is not None else out for bias in biases],
         *[out] * spare,
@@ -210,5 +213,5 @@ def gated(x: Tensor, gate: Tensor, up: Tensor, activation: str) -> Tensor:
     """``activation(gate @ x) * (up @ x)``, ``(n,)``, rounded after each of these as torch would."""
     out = x.new_empty(gate.shape[0])
     shape = _shape(gate.shape[1], x.element_size(), rows=1)
-    _multiply_gated[(gate.shape[0],)](x, out, gate, up, **{"KIND": activation}, **shape, **overlapping(x))
+    launch(_multiply_gated, (gate.shape[0],), x, out, gate, up, **{"KIND": activation}, **shape, **overlapping(x))
     return out

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sinkbench.attention.kernels.ahead import launch, launching
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.attention.kernels.pairs import turned
@@ -46,7 +47,9 @@ def turn(heads: Sequence[Tensor], angles: Angles, out: Sequence[Tensor]) -> None
     """Fill ``out`` with one tensor or two of a token's heads, ``(1, H, 1, D)``, turned."""
     dim, layout = heads[0].shape[-1], angles.layout
     counts = [x.numel() // dim for x in heads]
-    _turn[(sum(counts),)](
+    launch(
+        _turn,
+        (sum(counts),),
         *(heads[0], heads[-1], angles.cos, angles.sin, out[0], out[-1], counts[0]),
         *(_stride(heads[0]), _stride(heads[-1]), angles.rotating, dim),
         **{"INTERLEAVED": layout.interleaved, "BY_PAIR": layout.by_pair},
@@ -152,7 +155,8 @@ class Turn:
                 wanted = self.function(*some, c, s) if len(some) > 1 else (self.function(*some, s, c),)
             except Exception:  # its angles are laid out in another way
                 continue
-            got = promised(some, Angles(c, s, layout), Pending())
+            with launching():
+                got = promised(some, Angles(c, s, layout), Pending())
             if all(same(w, g) for w, g in zip(wanted, got, strict=True)):
                 return layout
         return None

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sinkbench.attention.kernels.ahead import launch
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.compilers import attempted
 from sinkbench.engines.single import product
@@ -71,7 +72,7 @@ def shared(logits: Tensor, by: Shares) -> tuple[Tensor, Tensor]:
     shares = logits.new_empty(1, by.count, dtype=by.dtype)
     experts = logits.new_empty(1, by.count, dtype=torch.long)
     told = {"OF_ALL": by.of_all, "WIDTH": triton.next_power_of_2(logits.numel()), "num_warps": 4}
-    _share[(1,)](logits, shares, experts, logits.numel(), by.count, **told, **overlapping(logits))
+    launch(_share, (1,), logits, shares, experts, logits.numel(), by.count, **told, **overlapping(logits))
     return shares, experts
 
 
