@@ -1,13 +1,13 @@
 """Token by token as one captured CUDA graph a step: the same numbers, at the speed of memory."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sinkbench.cache.held import bytes_held
 from sinkbench.cache.trace import Trace
 from sinkbench.engines.prefill import prefilled
 from sinkbench.engines.replay import CapturedStream
@@ -54,7 +54,6 @@ class Captured:
         """As :func:`sinkbench.engines.streams.run_many`: one after the other, by one graph."""
         if first >= len(streams):
             return
-        t, index, reason = start, first, None
         length = sum(map(len, streams))
         quick = length * len(plan.layers) >= QUICK_FROM if self.quick is None else self.quick
         self.stage("capturing" if not start else "reading what was read before")
@@ -64,27 +63,56 @@ class Captured:
             stream.prime(prefilled(self.model, plan, streams[first][:start], trace))
             self.stage("capturing")
         with stream:
-            for index in range(first, len(streams)):
-                if index > first:
-                    stream.restart(streams[index])
-                for t in range(start if index == first else 0, len(streams[index]) - 1):
-                    reason = stream.prepared()
-                    if reason is not None:
-                        break
-                    torch.cuda.synchronize()
-                    begin = time.perf_counter()
-                    nll = stream.step()
-                    latency = time.perf_counter() - begin
-                    yield index, Steps(t + 1, [nll], latency, vram_allocated(), [stream.kv_cache_bytes()])
-                if reason is not None:
-                    break
-        if reason is not None:
+            left = yield from replayed(stream, streams, first, start)
+        if left is not None:
             del stream
             name = type(self.model).__name__
-            self.note(f"a step of {name} cannot be captured as a CUDA graph ({reason}): taking the plain way")
-            for later in range(index, len(streams)):
-                for steps in Stepwise(self.model).run(plan, streams[later], t if later == index else 0, trace):
+            self.note(f"a step of {name} cannot be captured as a CUDA graph ({left.reason}): taking the plain way")
+            for later in range(left.index, len(streams)):
+                begin = left.begin if later == left.index else 0
+                for steps in Stepwise(self.model).run(plan, streams[later], begin, trace):
                     yield later, steps
+
+
+@dataclass(frozen=True)
+class Left:
+    """Where streams are left, as a step cannot be captured: that from token ``begin`` of stream ``index``."""
+
+    index: int
+    begin: int
+    reason: str
+
+
+def replayed(
+    stream: CapturedStream, streams: Sequence[Tensor], first: int, start: int
+) -> Generator[tuple[int, Steps], None, Left | None]:
+    """As :func:`sinkbench.engines.streams.run_many`, by the graphs of ``stream``.
+
+    While the device takes a step, the one before it is handed on: what others do with it costs no time.
+    """
+    before: tuple[int, int, float, float] | None = None
+    for index in range(first, len(streams)):
+        if index > first:
+            stream.restart(streams[index])
+        for t in range(start if index == first else 0, len(streams[index]) - 1):
+            if before is not None and not stream.ready:
+                yield _handed_on(stream, *before)  # what is to be prepared may fail, and need memory
+                before = None
+            reason = stream.prepared()
+            if reason is not None:
+                return Left(index, t, reason)
+            stream.launch()
+            if before is not None:
+                yield _handed_on(stream, *before)
+            before = index, t + 1, *stream.ended()
+    if before is not None:
+        yield _handed_on(stream, *before)
+    return None
+
+
+def _handed_on(stream: CapturedStream, index: int, fed: int, nll: float, latency: float) -> tuple[int, Steps]:
+    held = int(bytes_held(stream.plan, stream.model.dtype.itemsize, fed))
+    return index, Steps(fed, [nll], latency, vram_allocated(), [held])
 
 
 def refuses_rings(model: PreTrainedModel, plan: Plan) -> str | None:

@@ -17,10 +17,10 @@ from transformers.cache_utils import Cache
 from sinkbench.attention.adapters import mask_argument
 from sinkbench.attention.kernels.ring import Ring, attend_ring
 from sinkbench.attention.redirection import redirected
-from sinkbench.cache.held import bytes_held
 from sinkbench.cache.stream import StreamCache
 from sinkbench.cache.strip import BLOCK, StripLayer
 from sinkbench.compilers import compilable
+from sinkbench.engines.clock import Clock
 from sinkbench.engines.loss import loss
 from sinkbench.engines.replacing import matrices_gathered
 from sinkbench.engines.turns import turns, turns_of
@@ -75,6 +75,7 @@ class CapturedStream:
         self.arguments = mask_argument(model)
         if takes_positions(model):
             self.arguments["position_ids"] = self.position[None]
+        self.clock = Clock(self.device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.parts: Any = None  # of the model, on kernels of ours
 
@@ -172,15 +173,28 @@ class CapturedStream:
         self.counter.fill_(self.fed)
         self.position.fill_(self.at)
 
-    def step(self) -> float:
-        """Feed the next token; answer with the NLL of the one after. The device has finished when this returns."""
+    def launch(self) -> None:
+        """Feed the next token; :meth:`ended` is to be asked before anything else is."""
         assert self.graph is not None
+        self.clock.begin()
         self.graph.replay()
+        self.clock.end()
         self.fed += 1
         self.at += 1
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        return self.nll.item()
+
+    def ended(self) -> tuple[float, float]:
+        """The NLL of the token behind the one that was fed, and the seconds of its step; waits for the device."""
+        seconds = self.clock.waited()
+        return self.nll.item(), seconds
+
+    @property
+    def ready(self) -> bool:
+        """Whether :meth:`prepared` has nothing to do."""
+        return self.graph is not None and not self._full and self.at + 1 <= self.reach
+
+    @property
+    def _full(self) -> bool:
+        return bool(self.growing) and self.fed + 1 > self.growing[0].capacity
 
     def prepared(self) -> str | None:
         """Everything that is not part of a step: growth, moving back, capture. To be called before each step.
@@ -188,7 +202,7 @@ class CapturedStream:
         Returns:
             Why the step cannot be captured; ``None`` where it is.
         """
-        if self.growing and self.fed + 1 > self.growing[0].capacity:
+        if self._full:
             self._grow()
         if self.at + 1 > self.reach:
             self._move_back()
@@ -226,10 +240,6 @@ class CapturedStream:
         self.at = window
         self._stand()
 
-    def kv_cache_bytes(self) -> int:
-        """Bytes of keys and values held for the next step."""
-        return int(bytes_held(self.plan, self.model.dtype.itemsize, self.fed))
-
     def __enter__(self) -> "CapturedStream":
         self._stack = ExitStack()
         self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
@@ -246,5 +256,6 @@ class CapturedStream:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.clock.wait()  # for a step that nobody has asked about
         self.graph = self.parts = None
         self._stack.close()

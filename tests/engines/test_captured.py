@@ -46,7 +46,8 @@ def through_rings(model, plan, tokens, start=0):
     with stream:
         for _ in range(start, len(tokens) - 1):
             assert stream.prepared() is None
-            nll.append(stream.step())
+            stream.launch()
+            nll.append(stream.ended()[0])
     return torch.tensor(nll)
 
 
@@ -114,7 +115,6 @@ def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(nam
     model, tokens, lines = MODELS[name](), tiny.tokens(60), []
     plan = plan_of(model, "attention_sinks")
     engine = Captured(model, quick=False, note=lines.append)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     got = torch.tensor([step.nll[0] for step in engine.run(plan, tokens, 20)])
     assert got == pytest.approx(one_by_one(model, plan, tokens)[20:], abs=2e-4)
     assert len(lines) == 1
@@ -126,7 +126,6 @@ def test_a_step_that_cannot_be_captured_is_taken_the_plain_way_with_one_line(nam
 def test_documents_go_through_one_graph_one_after_the_other(strategy, first, start, monkeypatch):
     monkeypatch.setattr(module, "REACH", 64)
     monkeypatch.setattr(module, "BLOCK", 32)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     made = []
     monkeypatch.setattr(
         "sinkbench.engines.captured.CapturedStream", lambda *args: made.append(Uncaptured(*args)) or made[-1]
@@ -150,7 +149,6 @@ def test_documents_behind_one_that_cannot_be_captured_are_read_the_plain_way(mon
 
     monkeypatch.setattr(module, "BLOCK", 32)  # a dense stream grows, and is captured anew
     monkeypatch.setattr(CapturedStream, "capture", fail)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     model, streams, lines, found = MODELS["llama"](), [tiny.tokens(n, n) for n in (20, 50, 30)], [], [[], [], []]
     plan = plan_of(model, "transformers")
     for index, step in Captured(model, quick=False, note=lines.append).run_many(plan, streams):
@@ -158,6 +156,35 @@ def test_documents_behind_one_that_cannot_be_captured_are_read_the_plain_way(mon
     for nll, stream in zip(found, streams, strict=True):
         assert torch.tensor(nll) == pytest.approx(one_by_one(model, plan, stream), abs=2e-4)
     assert len(lines) == 1
+
+
+def test_a_row_is_handed_on_while_the_next_step_runs(monkeypatch):
+    launched = []
+
+    class Noting(Uncaptured):
+        def launch(self):
+            super().launch()
+            launched.append(self.fed)
+
+    monkeypatch.setattr("sinkbench.engines.captured.CapturedStream", Noting)
+    model = tiny.shared("llama")
+    plan = plan_of(model, "attention_sinks")
+    behind = [(step.first, launched[-1]) for step in Captured(model, quick=False).run(plan, tiny.tokens(6))]
+    assert behind == [(1, 2), (2, 3), (3, 4), (4, 5), (5, 5)]
+
+
+def test_rows_before_a_cache_that_cannot_grow_are_all_there(monkeypatch):
+    class Full(Uncaptured):
+        def _grow(self):
+            raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(module, "BLOCK", 32)
+    monkeypatch.setattr("sinkbench.engines.captured.CapturedStream", Full)
+    model, rows = tiny.shared("llama"), []
+    with pytest.raises(torch.OutOfMemoryError):
+        for step in Captured(model, quick=False).run(plan_of(model, "transformers"), tiny.tokens(60)):
+            rows.append(step)
+    assert [step.first for step in rows] == list(range(1, 33))
 
 
 @pytest.mark.parametrize("family", ["dynamic", "longrope"])
