@@ -7,7 +7,7 @@ compiler, an assembler, and a C compiler for what launches it, most of which let
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import torch
@@ -15,14 +15,12 @@ import triton
 
 from sinkbench.compilers import INTERPRETED, launching_on
 
-ASKING: ContextVar[bool] = ContextVar("asking", default=False)
-
 
 def launch(program: Any, grid: tuple[int, ...], *args: Any, **told: Any) -> None:
     """Launch a Triton program; within :func:`asking`, ask for its kernel, and launch it only where that is there."""
-    if ASKING.get() and hasattr(program.run(*args, grid=grid, warmup=True, **told), "result"):
-        return
-    program[grid](*args, **told)
+    making = MAKING.get()
+    if making is None or making.has(program, *args, grid=grid, **told):
+        program[grid](*args, **told)
 
 
 @contextmanager
@@ -35,33 +33,35 @@ def asking(device: torch.device) -> Iterator[None]:
     if INTERPRETED or device.type != "cuda":
         yield
         return
-    with (
-        ThreadPoolExecutor() as pool,
-        triton.AsyncCompileMode(_Making(pool, device), ignore_errors=True),
-        _asking(True),
-    ):
-        yield
+    with ThreadPoolExecutor() as pool:
+        making = Making(pool, device)
+        with _by(making):
+            yield
+        making.finish()
 
 
 def launching() -> AbstractContextManager[None]:
     """Within this context, in :func:`asking`, kernels are waited for and launched: somebody looks at what they find."""
-    return _asking(False)
+    return _by(None)
 
 
-@contextmanager
-def _asking(whether: bool) -> Iterator[None]:
-    before = ASKING.set(whether)
-    try:
-        yield
-    finally:
-        ASKING.reset(before)
-
-
-class _Making(Executor):
-    """Makes kernels by threads of ``pool``, and, as the compiler alone does not, what launches them on ``device``."""
+class Making(Executor):
+    """Kernels that are being made by threads of ``pool``, and, beside what Triton makes, what launches them."""
 
     def __init__(self, pool: Executor, device: torch.device) -> None:
         self.pool, self.device = pool, device
+        self.mode = triton.AsyncCompileMode(self, ignore_errors=True)
+        # it holds in a context of its own: whoever is interrupted here leaves nothing behind
+        self.context = copy_context()
+        self.context.run(self.mode.__enter__)
+
+    def has(self, program: Any, *args: Any, **told: Any) -> bool:
+        """Whether the kernel for these arguments is there; else it is made from now on."""
+        return not hasattr(self.context.run(program.run, *args, warmup=True, **told), "result")
+
+    def finish(self) -> None:
+        """Wait for all of them."""
+        self.context.run(self.mode.__exit__, None, None, None)
 
     def submit(self, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return self.pool.submit(self._made, make)
@@ -71,3 +71,15 @@ class _Making(Executor):
         with launching_on(self.device):
             kernel.run  # noqa: B018 # a property, which compiles and loads when it is first asked for
         return kernel
+
+
+MAKING: ContextVar[Making | None] = ContextVar("making", default=None)
+
+
+@contextmanager
+def _by(making: Making | None) -> Iterator[None]:
+    before = MAKING.set(making)
+    try:
+        yield
+    finally:
+        MAKING.reset(before)
