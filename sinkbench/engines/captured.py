@@ -93,6 +93,9 @@ def replayed(
     before: tuple[int, int, float, float] | None = None
     for index in range(first, len(streams)):
         if index > first:
+            if before is not None:
+                yield _handed_on(stream, *before)
+                before = None
             stream.restart(streams[index])
         for t in range(start if index == first else 0, len(streams[index]) - 1):
             if before is not None and not stream.ready:

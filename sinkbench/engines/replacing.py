@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -50,11 +51,12 @@ def replaced(
 def matrices_gathered(model: PreTrainedModel) -> Iterator[None]:
     """Within this context, the matrices of the experts that a token is sent to are gathered, and tokens not grouped.
 
-    As transformers has it while it generates. Groups are for many tokens, and are formed on the host where torch has no
-    grouped product, as on CUDA in float32: no graph can capture that.
+    As transformers has it while it generates. Groups are formed on the host where torch has no product of groups, on
+    CUDA in all but bfloat16, and no graph can capture that; in bfloat16 they stay, as nothing is copied for them.
     """
     before = model.get_experts_implementation()
-    gathered = {part: "batched_mm" if how == "grouped_mm" else how for part, how in before.items()}
+    grouped = "grouped_mm" if model.dtype != torch.bfloat16 else None
+    gathered = {part: "batched_mm" if how == grouped else how for part, how in before.items()}
     if gathered != before:
         model.set_experts_implementation(gathered)
     try:

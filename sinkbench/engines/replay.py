@@ -159,8 +159,9 @@ class CapturedStream:
                     self._stand()
                     if self.parts is not None:
                         self.parts.learnt()
-            self._step()
-            self._stand()
+            if self.parts is not None:
+                self._step()  # by kernels that are there
+                self._stand()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -184,8 +185,9 @@ class CapturedStream:
 
     def ended(self) -> tuple[float, float]:
         """The NLL of the token behind the one that was fed, and the seconds of its step; waits for the device."""
-        seconds = self.clock.waited()
-        return self.nll.item(), seconds
+        self.clock.wait()
+        nll = self.nll.item()
+        return nll, self.clock.seconds()
 
     @property
     def ready(self) -> bool:
@@ -241,21 +243,24 @@ class CapturedStream:
         self._stand()
 
     def __enter__(self) -> "CapturedStream":
-        self._stack = ExitStack()
-        self._stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
-        self._stack.enter_context(redirected(self.model, self._attend))
-        self._stack.enter_context(matrices_gathered(self.model))
-        quick = self.quick and self.model.dtype != torch.float64
-        single = compilable("sinkbench.engines.single.parts") if quick else None
-        if single:
-            self.parts = self._stack.enter_context(single.single_parts(self.model))
-            # in memory of the host that the device writes to: nothing has to be fetched after a step
-            self.nll = torch.zeros((), pin_memory=self.device.type == "cuda")
-            arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
-            self.parts.ends(self.turns, self.tokens, self.counter, self.position, self.nll, arrivals)
+        with ExitStack() as stack:
+            stack.enter_context(lasting(self.model, min(len(self.tokens), self.reach) + 1))
+            stack.enter_context(redirected(self.model, self._attend))
+            stack.enter_context(matrices_gathered(self.model))
+            quick = self.quick and self.model.dtype != torch.float64
+            single = compilable("sinkbench.engines.single.parts") if quick else None
+            if single:
+                self.parts = stack.enter_context(single.single_parts(self.model))
+                # in memory of the host that the device writes to: nothing has to be fetched after a step
+                self.nll = torch.zeros((), pin_memory=self.device.type == "cuda")
+                arrivals = torch.zeros(1, dtype=torch.int32, device=self.device)
+                self.parts.ends(self.turns, self.tokens, self.counter, self.position, self.nll, arrivals)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.clock.wait()  # for a step that nobody has asked about
-        self.graph = self.parts = None
-        self._stack.close()
+        try:
+            self.clock.wait()  # for a step that nobody has asked about
+        finally:
+            self.graph = self.parts = None
+            self._stack.close()

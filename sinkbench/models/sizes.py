@@ -29,8 +29,8 @@ class ModelSizes(BaseModel):
             embedding table counts as met.
         sliding_layers: layers with a window of their own.
         sliding_window: that window, in tokens.
-        plain_attention: whether nothing is done to its scores (ALiBi, soft caps, learned sinks); only then can a step
-            be captured as a CUDA graph.
+        plain_attention: whether nothing is done to its scores (ALiBi, soft caps, learned sinks); a processor computes
+            only such attention in one operation.
         dtype: of the checkpoint.
     """
 

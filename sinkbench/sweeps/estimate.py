@@ -23,8 +23,8 @@ from sinkbench.strategies.registry import chosen_by
 from sinkbench.sweeps.device import Device, dtype_of
 from sinkbench.sweeps.lengths import streams_of, windows_asked
 
-# Times the products alone. results/h200/llama_2_7b_speed.md: 30 us a token where the products take 19 at the rate of
-# one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
+# Times the products alone. results/h200/llama_2_7b_speed.md: 24 to 27 us a token where the products take 17 at the rate
+# of one large product. On two CPU cores SmolLM2-135M needs 2.1 ms a token where they take 1.4.
 OVER_ARITHMETIC = 1.55
 # Seconds a layer and step beside reading its weights. Graphs: results/h200, StableLM-3B needs 1.72 ms for 32 layers
 # that are read in 1.38, Gemma 2 9B 5.17 ms for 42 in 4.51. Plain: the seed's loop takes 23 to 36 ms for 32.
@@ -127,7 +127,6 @@ class _Run:
             and self.plan.context is None
             and not self.plan.by_score
             and self.plan.as_computed
-            and self.shape.plain_attention
         )
 
     @property

@@ -45,11 +45,11 @@ def test_a_launch_whose_kernel_is_there_is_made_at_once():
     assert_alike(out, wanted)
 
 
-def test_who_looks_at_what_a_kernel_finds_waits_for_it():
+def test_who_looks_at_what_a_kernel_finds_has_it_launched():
     out = made(2053)
     with ahead.asking(out.device):
         normalised_into(made(2053), 2053)
-        with ahead.launching():
+        with ahead.awaiting():
             wanted = normalised_into(out, 2053)
         assert_alike(out, wanted)
 

@@ -158,6 +158,14 @@ def test_documents_behind_one_that_cannot_be_captured_are_read_the_plain_way(mon
     assert len(lines) == 1
 
 
+def test_experts_are_their_own_again_behind_a_captured_stream():
+    model = tiny.STREAMABLE["gpt_oss"]()
+    model.set_experts_implementation("grouped_mm")
+    with Uncaptured(model, plan_of(model, "attention_sinks"), tiny.tokens(9), False):
+        assert set(model.get_experts_implementation().values()) == {"batched_mm"}
+    assert set(model.get_experts_implementation().values()) == {"grouped_mm"}
+
+
 def test_a_row_is_handed_on_while_the_next_step_runs(monkeypatch):
     launched = []
 

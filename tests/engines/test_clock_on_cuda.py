@@ -21,11 +21,15 @@ def launched(cycles):
 
 def test_a_step_that_is_waited_for_is_timed_by_the_clock_on_the_wall():
     begin = time.perf_counter()
-    seconds = launched(LONG).waited()
-    assert 0.05 < seconds < time.perf_counter() - begin
+    clock = launched(LONG)
+    clock.wait()
+    assert not clock.late
+    assert 0.05 < clock.seconds() < time.perf_counter() - begin
 
 
 def test_one_that_ended_before_anybody_came_is_timed_by_the_device():
     clock = launched(SHORT)
     time.sleep(0.1)
-    assert 0 < clock.waited() < 0.05
+    clock.wait()
+    assert clock.late
+    assert 0 < clock.seconds() < 0.05

@@ -1,6 +1,7 @@
 """Estimates of memory and time: against what is counted by hand, and against what runs measured."""
 
 import json
+import re
 import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_layers_keep_what_the_cache_keeps(family: str, experiment: str) -> None:
     a_token = [4 * layer.keys.shape[1] * (layer.keys.shape[3] + layer.values.shape[3]) for layer in cache.kept]
     held = [(layer.policy.window or 1023) + 1 for layer in cache.kept]  # the token itself joins what is kept
     expected = sum(size * count for size, count in zip(a_token, held, strict=True))
-    found = sizes_of(model).model_copy(update={"plain_attention": True})  # captured: no room beyond that
+    found = sizes_of(model)
     sizes = {"num_tokens": 1024, "dtype": "float32"}
     with_cache = estimate(options("stepwise", experiment, window_size=16, **sizes), found, H200)
     without = estimate(options("stepwise", "recompute", window_size=1, **sizes), found, H200)
@@ -174,6 +175,27 @@ def test_a_seven_billion_model_is_within_a_factor_of_two_of_an_h200(experiment: 
         estimate(options(engine, experiment, num_tokens=n), llama, H200).seconds for n in (tokens, 2 * tokens)
     )
     assert 1 / 2 < (twice - once) / tokens * 1e3 / measured < 2  # without what happens once
+
+
+def steps_on_an_h200() -> dict[str, float]:
+    """Milliseconds of a captured step, of models that there is an experiment for, as the table of shapes has them."""
+    table = (ROOT / "results" / "h200" / "README.md").read_text().partition("| a step, ms |")[2]
+    rows = re.findall(r"^\| (\S+-\d\S*b)(?: \(.*\))? \| \S+ \| \S+ \| (\S+) \|", table, re.MULTILINE | re.IGNORECASE)
+    names = {re.sub(r"[-.]", "_", name.lower()).replace("gpt_j", "gptj"): float(step) for name, step in rows}
+    return {name: step for name, step in names.items() if (ROOT / "experiments" / f"{name}.toml").exists()}
+
+
+@pytest.mark.parametrize(("model", "measured"), steps_on_an_h200().items())
+def test_a_captured_step_is_estimated_within_a_tenth(model: str, measured: float) -> None:
+    once, twice = (
+        estimate(options("stepwise", "attention_sinks", num_tokens=n), shape(model), H200).seconds
+        for n in (100_000, 200_000)
+    )
+    assert (twice - once) / 100_000 * 1e3 == pytest.approx(measured, rel=0.1)
+
+
+def test_captured_steps_were_measured_of_many_models() -> None:
+    assert len(steps_on_an_h200()) >= 10
 
 
 def test_what_costs_more_is_estimated_to_cost_more() -> None:

@@ -19,7 +19,7 @@ from sinkbench.compilers import INTERPRETED, launching_on
 def launch(program: Any, grid: tuple[int, ...], *args: Any, **told: Any) -> None:
     """Launch a Triton program; within :func:`asking`, ask for its kernel, and launch it only where that is there."""
     making = MAKING.get()
-    if making is None or making.has(program, *args, grid=grid, **told):
+    if making is None or not making.asks(program, *args, grid=grid, **told):
         program[grid](*args, **told)
 
 
@@ -40,8 +40,8 @@ def asking(device: torch.device) -> Iterator[None]:
         making.finish()
 
 
-def launching() -> AbstractContextManager[None]:
-    """Within this context, in :func:`asking`, kernels are waited for and launched: somebody looks at what they find."""
+def awaiting() -> AbstractContextManager[None]:
+    """Within this context, in :func:`asking`, all launches are made: somebody looks at what they find."""
     return _by(None)
 
 
@@ -55,9 +55,9 @@ class Making(Executor):
         self.context = copy_context()
         self.context.run(self.mode.__enter__)
 
-    def has(self, program: Any, *args: Any, **told: Any) -> bool:
-        """Whether the kernel for these arguments is there; else it is made from now on."""
-        return not hasattr(self.context.run(program.run, *args, warmup=True, **told), "result")
+    def asks(self, program: Any, *args: Any, **told: Any) -> bool:
+        """Whether the kernel for these arguments is not there yet; it is made then, from the first time on."""
+        return hasattr(self.context.run(program.run, *args, warmup=True, **told), "result")
 
     def finish(self) -> None:
         """Wait for all of them."""

@@ -53,7 +53,7 @@ def experts_of(module: nn.Module, pending: Pending) -> Callable[..., Tensor] | N
         wanted = module(x, experts, shares)
     except Exception:  # they are called in another way
         return None
-    got = attempted(_asked, module, gate, x, experts, shares)
+    got = attempted(_experts, module, gate, x, experts, shares)
     close = (
         got is not None
         and wanted.shape == got.shape
@@ -62,7 +62,7 @@ def experts_of(module: nn.Module, pending: Pending) -> Callable[..., Tensor] | N
     return partial(_sent, module, gate, module.forward, pending) if close else None
 
 
-def _asked(module: Any, gate: Gate | None, x: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
+def _experts(module: Any, gate: Gate | None, x: Tensor, experts: Tensor, shares: Tensor) -> Tensor:
     with asking(x.device):
         experts_of_one(module, gate, x, experts, shares)
     return experts_of_one(module, gate, x, experts, shares)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sinkbench.attention.kernels.ahead import launch, launching
+from sinkbench.attention.kernels.ahead import awaiting, launch
 from sinkbench.attention.kernels.angles import Angles, Layout
 from sinkbench.attention.kernels.overlap import begin_next, overlapping, wait_for_last
 from sinkbench.attention.kernels.pairs import turned
@@ -137,7 +137,8 @@ class Turn:
         self.pending.settle(cos, sin)
         shape = (heads[0].shape[-1], cos.shape[-1], heads[0].dtype)
         if shape not in self.layouts:
-            self.layouts[shape] = self._layout(heads, cos)
+            with awaiting():  # also for what torch is asked, as sums of single vectors are ours
+                self.layouts[shape] = self._layout(heads, cos)
         layout = self.layouts[shape]
         if layout is None:
             return self.function(*args)
@@ -155,8 +156,7 @@ class Turn:
                 wanted = self.function(*some, c, s) if len(some) > 1 else (self.function(*some, s, c),)
             except Exception:  # its angles are laid out in another way
                 continue
-            with launching():
-                got = promised(some, Angles(c, s, layout), Pending())
+            got = promised(some, Angles(c, s, layout), Pending())
             if all(same(w, g) for w, g in zip(wanted, got, strict=True)):
                 return layout
         return None
