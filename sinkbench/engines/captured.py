@@ -98,12 +98,13 @@ def replayed(
                 before = None
             stream.restart(streams[index])
         for t in range(start if index == first else 0, len(streams[index]) - 1):
-            if before is not None and not stream.ready:
-                yield _handed_on(stream, *before)  # what is to be prepared may fail, and need memory
-                before = None
-            reason = stream.prepared()
-            if reason is not None:
-                return Left(index, t, reason)
+            if not stream.ready:
+                if before is not None:
+                    yield _handed_on(stream, *before)  # what is to be prepared may fail, and need memory
+                    before = None
+                reason = stream.prepared()
+                if reason is not None:
+                    return Left(index, t, reason)
             stream.launch()
             if before is not None:
                 yield _handed_on(stream, *before)

@@ -57,10 +57,11 @@ def matrices_gathered(model: PreTrainedModel) -> Iterator[None]:
     before = model.get_experts_implementation()
     grouped = "grouped_mm" if model.dtype != torch.bfloat16 else None
     gathered = {part: "batched_mm" if how == grouped else how for part, how in before.items()}
-    if gathered != before:
-        model.set_experts_implementation(gathered)
+    if gathered == before:
+        yield
+        return
+    model.set_experts_implementation(gathered)
     try:
         yield
     finally:
-        if gathered != before:
-            model.set_experts_implementation(before)
+        model.set_experts_implementation(before)

@@ -199,7 +199,7 @@ class CapturedStream:
         return bool(self.growing) and self.fed + 1 > self.growing[0].capacity
 
     def prepared(self) -> str | None:
-        """Everything that is not part of a step: growth, moving back, capture. To be called before each step.
+        """Everything that is not part of a step: growth, moving back, capture. For a stream that is not ready.
 
         Returns:
             Why the step cannot be captured; ``None`` where it is.

@@ -54,15 +54,14 @@ def test_who_looks_at_what_a_kernel_finds_has_it_launched():
         assert_alike(out, wanted)
 
 
-def test_a_kernel_that_cannot_be_made_says_so_where_it_is_launched():
-    x = made(16)
-    with ahead.asking(x.device):
-        ahead.launch(norm._normalise, (1,), *[x] * 9, *[0.0] * 4, 16, WIDTH=24, **dict.fromkeys(flags(), False))
-    with pytest.raises(Exception, match=r"power of 2|power of two"):
-        ahead.launch(norm._normalise, (1,), *[x] * 9, *[0.0] * 4, 16, WIDTH=24, **dict.fromkeys(flags(), False))
-
-
-def flags():
-    """What else the norms' program is told."""
+def launched_with_a_width_that_cannot_be():
     names = ["FIRST", "LAST", *(f"{n}_{f}" for n in ("FIRST", "LAST") for f in ("CENTRED", "ROUNDED", "BIAS"))]
-    return [*names, "MORE", "OVERLAP"]
+    told = dict.fromkeys([*names, "MORE", "OVERLAP"], False)
+    ahead.launch(norm._normalise, (1,), *[made(16)] * 9, *[0.0] * 4, 16, WIDTH=24, **told)
+
+
+def test_a_kernel_that_cannot_be_made_says_so_where_it_is_launched():
+    with ahead.asking(made(16).device):
+        launched_with_a_width_that_cannot_be()
+    with pytest.raises(Exception, match=r"power of 2|power of two"):
+        launched_with_a_width_that_cannot_be()

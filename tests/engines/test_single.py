@@ -371,18 +371,15 @@ class NoKernels:
 
 @pytest.mark.parametrize("key_heads", [1, 2])  # one head is a vector, whose sums and products are launches of ours
 def test_what_a_rotary_function_is_found_to_be_does_not_hang_on_which_kernels_are_there(overlapping, single, key_heads):
-    from sinkbench.attention.kernels.ahead import MAKING
+    from sinkbench.attention.kernels import ahead
 
     cos, sin = some(2, 1, 1, 64)
     turn = single["rotary"].Turn(modeling_llama.apply_rotary_pos_emb)
 
     def asked(parts):
         turn.pending = parts.pending
-        making = MAKING.set(NoKernels())
-        try:
+        with ahead._by(NoKernels()):
             turn(some(1, 4, 1, 64), some(1, key_heads, 1, 64), cos, sin)
-        finally:
-            MAKING.reset(making)
 
     overlapping(asked)
     assert list(turn.layouts.values()) == [Layout(False, False, False)]
